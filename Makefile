@@ -1,0 +1,58 @@
+# Every target sets up .venv first, once, and again when the dependencies change; nothing outside this folder is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix bench docs clean
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTHONS := python3.12 python3.11 python3
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP) ## create .venv and install everything into it (about 3 GB)
+
+# A name on PATH may be a launcher for an interpreter that is not there: only one that runs and is new enough counts.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  python=; \
+	  for name in $(PYTHONS); do \
+	    if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$name; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then echo "no Python 3.11 or newer on PATH (tried: $(PYTHONS)); install one" >&2; exit 1; fi; \
+	  echo "creating .venv with $$("$$python" --version)"; \
+	  "$$python" -m venv .venv || { rm -rf .venv; echo "$$python cannot create environments; install its venv package" >&2; exit 1; }; \
+	fi
+	@$(BIN)/python -m pip install -q -c constraints.txt uv || echo "uv cannot be installed; using pip, which is slower" >&2
+	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[test,dev]'; then :; else \
+	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'; \
+	fi
+	@touch $@
+
+demo: setup ## transcribe the speech that ships with the project
+	@$(BIN)/w2v-ray demo
+
+test: setup ## the whole test suite, without what needs a GPU
+	$(BIN)/pytest
+
+check: setup ## lint, format, types and import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_imports.py
+
+fix: setup ## what ruff can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## every benchmark, one after another; each prints one JSON line
+	@for script in benchmarks/*.py; do echo "== $$script" >&2; $(BIN)/python "$$script"; done
+
+docs: setup ## rewrite the generated parts of docs/ and check every link
+	$(BIN)/python docs/build.py
+	$(BIN)/pytest tests/test_docs.py
+
+clean: ## remove the environment, caches and builds
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2v_ray.config import JobConfig, load_job
+from w2v_ray.errors import ConfigError
+
+REQUIRED = {"inputs": ("speech",), "output": "out", "model": "model"}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def job(**settings: object) -> JobConfig:
+    return JobConfig(**(REQUIRED | settings))
+
+
+def job_file(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+MINIMAL = "inputs: [speech]\noutput: out\nmodel: model\n"
+
+
+def test_a_minimal_file_takes_every_default(tmp_path: Path) -> None:
+    assert load_job(job_file(tmp_path, MINIMAL)) == job()
+
+
+def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
+    text = """
+        inputs: [a/*.flac, s3://bucket/b]
+        output: s3://bucket/out
+        model: org/name
+        revision: "1.0"
+        device: cuda:1
+        attn_implementation: eager
+        dtype: bfloat16
+        shard_seconds: 600
+        max_segment_seconds: 20.5
+        num_encoders: 2
+        encoder_threads: 4
+        num_decoders: 3
+        max_reject_rate: 0.01
+    """
+    loaded = load_job(job_file(tmp_path, text))
+    assert loaded == JobConfig(
+        inputs=("a/*.flac", "s3://bucket/b"),
+        output="s3://bucket/out",
+        model="org/name",
+        revision="1.0",
+        device="cuda:1",
+        attn_implementation="eager",
+        dtype="bfloat16",
+        shard_seconds=600.0,
+        max_segment_seconds=20.5,
+        num_encoders=2,
+        encoder_threads=4,
+        num_decoders=3,
+        max_reject_rate=0.01,
+    )
+    assert isinstance(loaded.shard_seconds, float)
+    assert {field.name for field in fields(JobConfig)} == {
+        line.split(":")[0].strip() for line in text.split("\n")
+    } - {""}
+
+
+def test_overrides_replace_and_add_in_order(tmp_path: Path) -> None:
+    path = job_file(tmp_path, MINIMAL + "dtype: float16\n")
+    loaded = load_job(
+        path, ["dtype=float32", "num_encoders=2", "num_encoders=3", "inputs=[a, b]", "revision=null"]
+    )
+    assert loaded == job(inputs=("a", "b"), num_encoders=3)
+
+
+def test_overrides_can_supply_what_the_file_lacks(tmp_path: Path) -> None:
+    path = job_file(tmp_path, "inputs: [speech]\nmodel: model\n")
+    assert load_job(path, ["output=s3://bucket/a=b"]).output == "s3://bucket/a=b"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            MINIMAL + "shard_second: 60\n",
+            ["unknown key 'shard_second'", "nearest valid key is 'shard_seconds'"],
+        ),
+        (MINIMAL + "encoder:\n  dtpye: float16\n", ["'encoder.dtpye'", "'dtype'"]),
+        (MINIMAL + "zzz: 1\n", ["unknown key 'zzz'", "valid keys are inputs, output, model"]),
+        ("inputs: [speech]\n", ["lacks output, model", "key=value"]),
+        (MINIMAL + "model: other\n", ["sets 'model' twice"]),
+        (MINIMAL + "num_encoders: two\n", ["num_encoders is 'two' (text)", "whole number or null", "digits"]),
+        (MINIMAL + "shard_seconds: 1e3\n", ["shard_seconds is '1e3' (text)", "a number"]),  # text in YAML 1.1
+        (MINIMAL + "revision: 1.0\n", ["revision is 1.0 (a number)", "text or null", "quotes"]),
+        (MINIMAL + "device:\n", ["device is None (nothing)", "leave the key out"]),
+        (
+            "inputs: speech\noutput: out\nmodel: m\n",
+            ["inputs is 'speech' (text)", "write `inputs: [FIRST, SECOND]`"],
+        ),
+        ("inputs: [1]\noutput: out\nmodel: m\n", ["inputs is [1]", "a list of text"]),
+        ("- a\n- b\n", ["holds a list", "key: value"]),
+        ("", ["holds nothing", "key: value"]),
+        ("inputs: [speech\n", ["is not YAML"]),
+        ("output: 2026-13-01\n", ["is not YAML", "month"]),
+    ],
+)
+def test_a_bad_file_is_one_sentence_with_the_fix(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = job_file(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_job(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("devcie=cpu", ["override 'devcie=cpu'", "unknown key 'devcie'", "'device'"]),
+        ("device", ["override 'device' has no '='"]),
+        ("device=[cpu", ["override 'device=[cpu'", "not YAML"]),
+    ],
+)
+def test_a_bad_override_is_named(tmp_path: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(job_file(tmp_path, MINIMAL), [override])
+    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml' does not exist"):
+        load_job(tmp_path / "nothing.yaml")
+    binary = tmp_path / "clip.wav"
+    binary.write_bytes(b"RIFF\xff\xff\x00WAVE")
+    with pytest.raises(ConfigError, match=r"clip\.wav' cannot be read as text"):
+        load_job(binary)
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        load_job(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound"),
+    [
+        ("inputs", (), "at least one"),
+        ("inputs", ("a", " "), "a path or URL"),
+        ("output", "", "a path or URL"),
+        ("model", "", "a path or URL"),
+        ("device", "gpu", "cuda:N"),
+        ("device", "cuda:", "cuda:N"),
+        ("attn_implementation", "flash", "eager, sdpa"),
+        ("dtype", "fp16", "float32, float16, bfloat16"),
+        ("shard_seconds", 9.9, "10 to 7200"),
+        ("shard_seconds", 7201, "10 to 7200"),
+        ("shard_seconds", float("nan"), "10 to 7200"),
+        ("shard_seconds", True, "a number"),
+        ("max_segment_seconds", 0.5, "1 to 300"),
+        ("max_segment_seconds", 301, "1 to 300"),
+        ("max_reject_rate", -0.1, "0 to 1"),
+        ("max_reject_rate", 5, "0 to 1"),
+        ("num_encoders", 0, "1 or more"),
+        ("num_encoders", True, "whole number"),
+        ("encoder_threads", -1, "1 or more"),
+        ("num_decoders", 1.0, "whole number"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_bound(name: str, value: object, bound: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(**{name: value})
+    assert name in str(caught.value)
+    assert bound in str(caught.value)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(
+    shard_seconds=st.floats(10, 7200),
+    max_segment_seconds=st.floats(1, 300),
+    max_reject_rate=st.floats(0, 1),
+    count=st.none() | st.integers(1, 10_000),
+)
+def test_everything_within_bounds_is_accepted_and_travels(
+    shard_seconds: float, max_segment_seconds: float, max_reject_rate: float, count: int | None
+) -> None:
+    made = job(
+        shard_seconds=shard_seconds,
+        max_segment_seconds=max_segment_seconds,
+        max_reject_rate=max_reject_rate,
+        num_encoders=count,
+    )
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
+    other = {
+        "inputs": ("elsewhere",),
+        "output": "elsewhere",
+        "model": "other",
+        "revision": "main",
+        "device": "cpu",
+        "attn_implementation": "eager",
+        "dtype": "float16",
+        "shard_seconds": 60.0,
+        "max_segment_seconds": 10.0,
+        "num_encoders": 2,
+        "encoder_threads": 2,
+        "num_decoders": 2,
+        "max_reject_rate": 0.5,
+    }
+    assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
+    changes = {
+        name
+        for name, value in other.items()
+        if replace(job(), **{name: value}).fingerprint_fields() != job().fingerprint_fields()
+    }
+    assert changes == {
+        *("model", "revision", "attn_implementation", "dtype"),
+        *("shard_seconds", "max_segment_seconds"),
+    }
+
+
+def test_the_job_file_of_the_project_loads() -> None:
+    assert load_job(ROOT / "pipelines" / "transcribe.yaml").output

@@ -1,0 +1,145 @@
+"""Who may import whom: every import in the package is an arrow, and only those drawn here are allowed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "w2v_ray"
+
+# A file or folder directly under w2v_ray/ -> what it may import from its siblings. "w2v_ray" is __init__.py.
+# pipeline and plugin look into a checkpoint's config and processor, to refuse it before any worker starts.
+ARROWS = """
+errors     ->
+schema     ->
+config     -> errors
+hub        -> errors
+stores     -> errors
+audio      -> errors hub
+models     -> errors hub
+text       -> errors hub
+processors -> audio errors hub models text
+inputs     -> audio errors schema stores
+plan       -> audio errors inputs schema stores
+packing    -> errors schema
+metrics    -> errors schema stores
+progress   -> errors metrics schema
+stages     -> audio errors models processors schema stores text
+pipeline   -> config errors hub metrics models packing plan processors progress schema stages stores w2v_ray
+plugin     -> errors hub models packing processors schema stages
+demo       -> config errors metrics pipeline schema stores
+console    -> demo errors metrics pipeline plan progress schema stores
+cli        -> config console demo errors pipeline plan progress w2v_ray
+"""
+ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
+MAY_IMPORT_RAY = {"pipeline", "plugin"}  # everything else runs and is tested without it
+
+
+def imported_names(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """The line and full dotted name of every import in ``source``, at any depth, relative ones resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{origin}.{alias.name}"
+
+
+def place(dotted: str) -> str:
+    """Which line of ARROWS a name inside the package belongs to."""
+    parts = dotted.split(".")
+    if len(parts) == 1 or parts[1] == "__init__":
+        return "w2v_ray"
+    is_sibling = (
+        parts[1] in ALLOWED or (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").is_file()
+    )
+    return parts[1] if is_sibling else "w2v_ray"
+
+
+def wrong_arrows(module: str, source: str) -> list[str]:
+    """What ``module`` imports and may not. A package's ``__init__`` is named with its ``.__init__``."""
+    here = place(module)
+    if here not in {"w2v_ray", *ALLOWED}:
+        return [f"{module} has no line in ARROWS: say what it may import"]
+    wrong = []
+    for line, target in imported_names(module, source):
+        top = target.split(".")[0]
+        allowed = {here} | ALLOWED.get(here, set(ALLOWED))  # __init__.py names everything, and loads it late
+        if top == "w2v_ray" and place(target) not in allowed:
+            wrong.append(f"{module}:{line} imports {target}: {here} may import {sorted(allowed - {here})}")
+        if top == "transformers":
+            wrong.append(f"{module}:{line} imports transformers, which is for tests only")
+        if top == "ray" and here not in MAY_IMPORT_RAY:
+            wrong.append(f"{module}:{line} imports ray: only {sorted(MAY_IMPORT_RAY)} may")
+    return wrong
+
+
+def package_modules() -> Iterator[tuple[str, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        yield module, path.read_text(encoding="utf-8")
+
+
+def test_every_import_follows_an_arrow() -> None:
+    wrong = [arrow for module, source in package_modules() for arrow in wrong_arrows(module, source)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_walk_sees_the_arrows_that_exist() -> None:
+    arrows = {
+        (place(module), place(target))
+        for module, source in package_modules()
+        for _, target in imported_names(module, source)
+        if target.startswith("w2v_ray.")
+    }
+    assert {("config", "errors"), ("hub", "errors"), ("models", "models")} <= arrows
+
+
+def test_the_arrows_form_no_circle() -> None:
+    order = list(TopologicalSorter(ALLOWED).static_order())  # raises CycleError on a circle
+    assert set(order) == set(ALLOWED) | {"w2v_ray"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("w2v_ray.audio.codecs", "from w2v_ray.text.tokenizer import x", "w2v_ray.text.tokenizer.x"),
+        ("w2v_ray.audio.codecs", "from ..models import Wav2Vec2Model", "w2v_ray.models.Wav2Vec2Model"),
+        ("w2v_ray.text.greedy", "def f():\n    import w2v_ray.stages.encode", "w2v_ray.text.greedy:2"),
+        ("w2v_ray.models.__init__", "from ..audio.features import x", "w2v_ray.audio.features.x"),
+        ("w2v_ray.models.wav2vec2", "if TYPE_CHECKING:\n    import ray.data", "imports ray: only"),
+        ("w2v_ray.models.auto", "from transformers import AutoModel", "for tests only"),
+        ("w2v_ray.stages.encode", "from w2v_ray.pipeline import run", "w2v_ray.pipeline.run"),
+        ("w2v_ray.stages.encode", "from w2v_ray import run", "w2v_ray.run"),
+        ("w2v_ray.packing", "import ray", "imports ray: only"),
+        ("w2v_ray.__init__", "import ray", "imports ray: only"),
+        ("w2v_ray.stores", "from w2v_ray import plan", "w2v_ray.plan"),
+        ("w2v_ray.cli", "from w2v_ray.stages.encode import Encode", "w2v_ray.stages.encode.Encode"),
+    ],
+)
+def test_any_other_arrow_is_found(module: str, source: str, complaint: str) -> None:
+    (wrong,) = wrong_arrows(module, source)
+    assert complaint in wrong
+
+
+def test_a_module_or_folder_without_a_line_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "newcomer.py").write_text("")
+    (tmp_path / "newcomers").mkdir()
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    assert "has no line in ARROWS" in wrong_arrows("w2v_ray.newcomer", "")[0]
+    assert "has no line in ARROWS" in wrong_arrows("w2v_ray.newcomers.first", "")[0]
+    assert wrong_arrows("w2v_ray.cli", "from w2v_ray.newcomer import x\nimport w2v_ray.newcomers.first")[1:]
+
+
+def test_allowed_arrows_pass() -> None:
+    assert (
+        wrong_arrows("w2v_ray.stages.encode", "import torch\nfrom ..models import x\nfrom . import y") == []
+    )
+    assert wrong_arrows("w2v_ray.pipeline", "import ray\nfrom w2v_ray import __version__, plan") == []

@@ -1,0 +1,259 @@
+"""What a job is: its inputs, its output and every setting, checked once, from Python, YAML or ``key=value``.
+
+It looks at values only. Whether the inputs exist, the output can be written and the model loads is for
+those who open them; a key it does not know is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from w2v_ray.errors import ConfigError
+
+__all__ = ["JobConfig", "load_job"]
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_list(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# The annotation of a field -> what a value of it is called, and the check.
+_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "tuple[str, ...]": ("a list of text", _is_text_list),
+    "str": ("text", _is_text),
+    "str | None": ("text or null", lambda value: value is None or _is_text(value)),
+    "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
+    "float": ("a number", _is_number),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig:
+    """One transcription job: what to read, where to write, which model, and how.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of bounds; the message names the field, the
+            value, the bound and the fix.
+    """
+
+    inputs: tuple[str, ...]
+    """Folders, globs, audio files, file lists, JSONL manifests or WebDataset tars: paths or fsspec URLs."""
+
+    output: str
+    """The folder, or fsspec URL of one, that receives ``transcripts/``, ``rejects/`` and the plan."""
+
+    model: str
+    """A checkpoint folder, or the id of a Hugging Face hub repository."""
+
+    revision: str | None = None
+    """The branch, tag or commit of a hub repository; null takes its default branch."""
+
+    device: str = "auto"
+    """Where the encoder runs: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    attn_implementation: str = "sdpa"
+    """The attention kernel: ``eager`` or ``sdpa``."""
+
+    dtype: str = "float32"
+    """The type that the encoder computes in: ``float32``, ``float16`` or ``bfloat16``."""
+
+    shard_seconds: float = 1200.0
+    """Audio per shard, in seconds (10 to 7200): the unit of work, of memory and of one output file."""
+
+    max_segment_seconds: float = 30.0
+    """The longest piece the encoder takes at once, in seconds (1 to 300); longer speech is cut in silence."""
+
+    num_encoders: int | None = None
+    """Encoder workers; null starts one per GPU, or one on a CPU."""
+
+    encoder_threads: int | None = None
+    """CPU threads of each encoder; null takes all cores."""
+
+    num_decoders: int | None = None
+    """Text decoder workers; null lets the machine's size decide."""
+
+    max_reject_rate: float = 1.0
+    """The share of items (0 to 1) that may end in ``rejects/`` before the job counts as failed."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            expected, is_valid = _TYPES[str(field.type)]
+            value = getattr(self, field.name)
+            if not is_valid(value):
+                raise ConfigError(
+                    f"{field.name} is {value!r} ({_kind(value)}), expected {expected}; "
+                    + _fix(field.name, value, expected)
+                )
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(value))
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        if not self.inputs:
+            raise ConfigError("inputs is empty, expected at least one path or URL; name what to transcribe")
+        paths = [("output", self.output), ("model", self.model), *(("inputs", text) for text in self.inputs)]
+        for name, text in paths:
+            if not text.strip():
+                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
+        if not _DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"
+            )
+        _check_choice("attn_implementation", self.attn_implementation, _ATTN_IMPLEMENTATIONS)
+        _check_choice("dtype", self.dtype, _DTYPES)
+        _check_range("shard_seconds", self.shard_seconds, 10, 7200)
+        _check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
+        _check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        for name in ("num_encoders", "encoder_threads", "num_decoders"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ConfigError(
+                    f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
+                )
+
+    def fingerprint_fields(self) -> dict[str, str | float | None]:
+        """The settings that decide what the rows of the output are.
+
+        Two runs that agree on these may complete each other's output. Where the work runs and on how many
+        workers is not among them; ``shard_seconds`` is, because shards decide where long recordings are cut.
+        """
+        return {
+            "model": self.model,
+            "revision": self.revision,
+            "attn_implementation": self.attn_implementation,
+            "dtype": self.dtype,
+            "shard_seconds": self.shard_seconds,
+            "max_segment_seconds": self.max_segment_seconds,
+        }
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """Reads a job from a YAML file whose keys are the fields of `JobConfig`.
+
+    Relative paths in it are relative to the current folder, as on the command line.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key=value`` texts that replace or add settings; each value is read as YAML, so
+            ``num_encoders=2``, ``revision=null`` and ``inputs=[a, b]`` mean what they would in the file.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, or a key is unknown, repeated, missing or has a bad
+            value; the message names the file or override, and the key as a dotted path.
+    """
+    settings = _read_mapping(Path(path))
+    _check_keys(settings, where=str(path))
+    for override in overrides:
+        settings |= _read_override(override)
+    missing = [
+        field.name for field in fields(JobConfig) if field.default is MISSING and field.name not in settings
+    ]
+    if missing:
+        raise ConfigError(f"{path} lacks {', '.join(missing)}; add what is missing, or pass it as key=value")
+    try:
+        return JobConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"job file {str(path)!r} does not exist; name a YAML file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"job file {str(path)!r} cannot be read as text ({error}); name a YAML file"
+        ) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)  # a ValueError is how it reports a date such as 2026-13-01
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not YAML ({_one_line(error)}); mend that line") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(
+            f"{path} holds {_kind(value)}, expected lines of `key: value`; see pipelines/transcribe.yaml"
+        )
+    seen: set[str] = set()
+    for key, _ in node.value:  # safe_load keeps the last of two equal keys and says nothing
+        if key.value in seen:
+            raise ConfigError(f"{path} sets {key.value!r} twice; keep one of them")
+        seen.add(key.value)
+    return {str(key): item for key, item in value.items()}
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    where = f"override {override!r}"
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{where} has no '=', expected key=value; write it as key=value")
+    try:
+        setting: dict[str, Any] = {key.strip(): yaml.safe_load(text)}
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where} has a value that is not YAML ({_one_line(error)}); quote it") from error
+    _check_keys(setting, where=where)
+    return setting
+
+
+def _check_keys(settings: dict[str, Any], *, where: str) -> None:
+    valid = [field.name for field in fields(JobConfig)]
+    for key, value in settings.items():
+        if key in valid:
+            continue
+        dotted = key
+        while isinstance(value, dict) and value:  # a nested section: show the way down to its first setting
+            inner, value = next(iter(value.items()))
+            dotted = f"{dotted}.{inner}"
+        near = difflib.get_close_matches(dotted.rpartition(".")[2], valid, n=1, cutoff=0.5)
+        hint = f"the nearest valid key is {near[0]!r}" if near else f"valid keys are {', '.join(valid)}"
+        raise ConfigError(f"{where} has the unknown key {dotted!r}; {hint}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}; choose one of these")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also true for nan
+        fix = "lower it" if value > high else "raise it" if value < low else "give a number"
+        raise ConfigError(f"{name} is {value:g}, expected {low} to {high}; {fix}")
+
+
+def _kind(value: object) -> str:
+    names = {str: "text", bool: "a truth value", int: "a whole number", float: "a number", dict: "a mapping"}
+    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _fix(name: str, value: object, expected: str) -> str:
+    if expected == "a list of text":
+        return f"write `{name}: [FIRST, SECOND]`"
+    if value is None:
+        return "give one, or leave the key out for the default"
+    return "put it in quotes" if expected.startswith("text") else "write it as digits, without quotes"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,87 @@
+"""Every exception this package raises on purpose.
+
+    W2vRayError
+    +-- ConfigError          a setting of the job is unknown, of the wrong type or out of bounds
+    +-- InputError           the inputs that were named do not exist or hold no audio
+    +-- OutputError          the output cannot be written, or belongs to another job
+    +-- CheckpointError      a model's files are missing, malformed or do not fit its config
+    +-- MissingExtraError    an optional package is needed (also an ImportError)
+    +-- ItemError            one recording or segment failed: it becomes a row of ``rejects/``
+        +-- ReadError        its bytes could not be fetched
+        +-- DecodeError      its bytes are not audio that any codec here can decode
+        +-- AudioLimitError  its rate, channel count, length or samples are outside what is accepted
+        +-- EmptyAudioError  it decodes to no samples at all
+        +-- TooShortError    it has fewer samples than the encoder needs for one frame
+        +-- EncodeError      the encoder failed on this item alone
+
+The message of each is one sentence that names the value, what was expected and the fix.
+The first five stop a job before or while it runs; an ``ItemError`` never does.
+"""
+
+__all__ = [
+    "AudioLimitError",
+    "CheckpointError",
+    "ConfigError",
+    "DecodeError",
+    "EmptyAudioError",
+    "EncodeError",
+    "InputError",
+    "ItemError",
+    "MissingExtraError",
+    "OutputError",
+    "ReadError",
+    "TooShortError",
+    "W2vRayError",
+]
+
+
+class W2vRayError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class ConfigError(W2vRayError, ValueError):
+    """A setting of the job is unknown, of the wrong type or out of bounds."""
+
+
+class InputError(W2vRayError):
+    """The inputs that were named do not exist or hold no audio."""
+
+
+class OutputError(W2vRayError):
+    """The output cannot be written, or belongs to another job."""
+
+
+class CheckpointError(W2vRayError):
+    """A model's files are missing, malformed or do not fit its config."""
+
+
+class MissingExtraError(W2vRayError, ImportError):
+    """An optional package is needed; the message names the extra to install."""
+
+
+class ItemError(W2vRayError):
+    """One recording or segment failed; it becomes a row of ``rejects/`` and the job goes on."""
+
+
+class ReadError(ItemError):
+    """The bytes of an item could not be fetched."""
+
+
+class DecodeError(ItemError):
+    """The bytes of an item are not audio that any codec here can decode."""
+
+
+class AudioLimitError(ItemError):
+    """The rate, channel count, length or samples of an item are outside what is accepted."""
+
+
+class EmptyAudioError(ItemError):
+    """An item decodes to no samples at all."""
+
+
+class TooShortError(ItemError):
+    """An item has fewer samples than the encoder needs for one frame."""
+
+
+class EncodeError(ItemError):
+    """The encoder failed on this item alone."""

@@ -1,0 +1,155 @@
+"""Every column that crosses a stage or reaches disk: its name, Arrow type, unit and meaning.
+
+Each stage takes and returns ``pyarrow.Table``s; a table between two stages has at least the columns
+of the schema named here, and extra columns pass through untouched. Times are seconds in the
+recording, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+__all__ = [
+    "DECODED",
+    "EMISSION_DTYPE",
+    "ENCODED",
+    "ERROR",
+    "ITEM",
+    "READ",
+    "REJECT",
+    "SAMPLE_RATE_HZ",
+    "SCHEMA_VERSION",
+    "SEGMENT",
+    "TRANSCRIPT",
+    "WORD",
+    "error_value",
+]
+
+SCHEMA_VERSION = 1
+SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
+EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
+
+ERROR = pa.struct(
+    [
+        pa.field("stage", pa.string(), metadata={"meaning": "the stage that failed"}),
+        pa.field("error_class", pa.string(), metadata={"meaning": "a class of w2v_ray.errors"}),
+        pa.field("message", pa.string(), metadata={"meaning": "one sentence"}),
+    ]
+)
+
+WORD = pa.struct(
+    [
+        pa.field("word", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("confidence", pa.float32()),
+    ]
+)
+
+
+def _column(name: str, type_: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
+    metadata = {"meaning": meaning} | ({"unit": unit} if unit else {})
+    return pa.field(name, type_, metadata=metadata)
+
+
+_SHARD = _column("shard_id", pa.string(), "the shard that carries the item")
+_RECORDING = _column("recording_id", pa.string(), "unique and stable name of the recording")
+_URI = _column("uri", pa.string(), "where the bytes are: a path or an fsspec URL")
+_METADATA = _column("metadata", pa.string(), "JSON object: what the input's manifest said besides")
+_ERROR = _column("error", ERROR, "null unless the item failed; later stages pass such rows on")
+
+# What the planner writes and read_audio takes: one row is a recording or a time range of one.
+ITEM = pa.schema(
+    [
+        _SHARD,
+        _column("item_index", pa.int32(), "position of the item in its shard"),
+        _RECORDING,
+        _URI,
+        _column("byte_offset", pa.int64(), "first byte in the file; null: the whole file", "bytes"),
+        _column("byte_size", pa.int64(), "size of the file or of the member in it", "bytes"),
+        _column("version", pa.string(), "etag or modification time when planned"),
+        _column("start_s", pa.float64(), "nominal start of the range; null: the beginning", "s"),
+        _column("end_s", pa.float64(), "nominal end of the range; null: the end", "s"),
+        _column("start_is_cut", pa.bool_(), "true: the start moves to the agreed silent cut"),
+        _column("end_is_cut", pa.bool_(), "true: the end moves to the agreed silent cut"),
+        _column("planned_s", pa.float64(), "length as planned, from the header or the size", "s"),
+        _column("fingerprint", pa.string(), "hash of uri, byte range, time range, size, version"),
+        _METADATA,
+    ]
+)
+
+# read_audio adds:
+READ = [
+    _column("audio_bytes", pa.large_binary(), "the encoded audio; null: too large, open in place"),
+    _ERROR,
+]
+
+# decode_audio drops audio_bytes, replaces start_s and end_s by the true ones, and adds:
+DECODED = [
+    _column("samples", pa.large_binary(), "mono float32 samples at 16 kHz"),
+    _column("duration_s", pa.float64(), "length of the samples", "s"),
+    _column("sample_rate_hz", pa.int32(), "rate of the source", "Hz"),
+    _column("num_channels", pa.int32(), "channels of the source"),
+    _column("codec", pa.string(), "container/codec of the source, as the decoder names it"),
+]
+
+# segment_audio makes one row per segment (start_s, end_s, duration_s, samples are the segment's), and adds:
+SEGMENT = [
+    _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, unique in the output"),
+    _column("segment_index", pa.int32(), "position of the segment in its item"),
+]
+
+# encode drops samples and adds:
+ENCODED = [
+    _column("log_probs", pa.large_binary(), "float16 log-probabilities, num_frames x vocabulary"),
+    _column("num_frames", pa.int32(), "frames of the emission"),
+]
+
+# What write_parquet publishes in transcripts/ (decode_text drops log_probs and adds the text columns).
+TRANSCRIPT = pa.schema(
+    [
+        _SHARD,
+        _RECORDING,
+        SEGMENT[0],
+        SEGMENT[1],
+        _URI,
+        _column("start_s", pa.float64(), "start of the segment in the recording", "s"),
+        _column("end_s", pa.float64(), "end of the segment in the recording", "s"),
+        DECODED[1],
+        _column("text", pa.string(), "what was recognised; empty where nothing was"),
+        _column("confidence", pa.float32(), "in [0, 1]; null where nothing was recognised"),
+        _column("words", pa.list_(WORD), "the words of the text; times in the recording", "s"),
+        ENCODED[1],
+        DECODED[2],
+        DECODED[3],
+        DECODED[4],
+        _METADATA,
+    ],
+    metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+# What write_parquet publishes in rejects/.
+REJECT = pa.schema(
+    [
+        _SHARD,
+        _RECORDING,
+        _column("segment_id", pa.string(), "null where the item failed before it was segmented"),
+        _URI,
+        _column("start_s", pa.float64(), "start of what failed; null: the beginning", "s"),
+        _column("end_s", pa.float64(), "end of what failed; null: the end", "s"),
+        _column("planned_s", pa.float64(), "length of what failed, as far as known", "s"),
+        _column("byte_size", pa.int64(), "size of the file or member", "bytes"),
+        _column("stage", pa.string(), "the stage that failed"),
+        _column("error_class", pa.string(), "a class of w2v_ray.errors"),
+        _column("message", pa.string(), "one sentence"),
+        _column("attempt", pa.int32(), "which try of the shard this was, from 1"),
+        _METADATA,
+    ],
+    metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def error_value(stage: str, error: Exception) -> dict[str, str]:
+    """The value of the ``error`` column for ``error`` raised in ``stage``."""
+    message = " ".join(str(error).split()) or "no message"
+    return {"stage": stage, "error_class": type(error).__name__, "message": message}
