@@ -1,0 +1,148 @@
+"""Where the files of a checkpoint are: a local folder, or a Hugging Face hub id and revision.
+
+It only finds files. What is in them is for the reader of each file to judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from w2v_ray.errors import CheckpointError
+
+__all__ = ["checkpoint_file", "checkpoint_fingerprint", "read_json_file"]
+
+_SETTINGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def checkpoint_file(
+    model: str | Path, filename: str, *, revision: str | None = None, required: bool = True
+) -> Path | None:
+    """Finds one file of a checkpoint and returns its local path.
+
+    Args:
+        model: A local folder, or a hub id such as ``facebook/wav2vec2-base-960h``, whose file is
+            downloaded once and cached by huggingface_hub.
+        filename: The file's name inside the checkpoint.
+        revision: A branch, tag or commit of the hub repository; ignored for folders.
+        required: Whether an absent file is an error.
+
+    Returns:
+        The path, or None where the file is absent and not required.
+
+    Raises:
+        CheckpointError: The model cannot be found or reached, or lacks a required file.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        path = folder / filename
+        if path.is_file():
+            return path
+        if required:
+            present = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+            raise CheckpointError(
+                f"{folder} has no {filename} (it holds {present}); name a folder that has one"
+            )
+        return None
+    if folder.exists():
+        raise CheckpointError(f"model {str(model)!r} is a file; name the folder that holds its config.json")
+    if not _HUB_ID.fullmatch(str(model)) or str(model).startswith("."):
+        raise CheckpointError(
+            f"model folder {str(model)!r} does not exist; name a folder with a config.json or a hub id"
+        )
+    return _hub_file(str(model), filename, revision, required)
+
+
+def _hub_file(model: str, filename: str, revision: str | None, required: bool) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f"{model!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        return Path(hf_hub_download(model, filename, revision=revision))
+    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError: the hub was not reached
+        raise CheckpointError(
+            f"model {at} is neither a local folder nor in the cache, and the hub cannot be reached; "
+            "name an existing folder, or go online once"
+        ) from error
+    except EntryNotFoundError as error:
+        if required:
+            raise CheckpointError(
+                f"the hub repository {at} has no {filename}; name a repository that has one"
+            ) from error
+        return None
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"the hub repository {model!r} has no revision {revision!r}; name one it has"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"model {model!r} is neither a local folder nor a hub repository that this account can read; check the name"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{filename} of model {at} could not be fetched ({reason}); try again"
+        ) from error
+
+
+def checkpoint_fingerprint(model: str | Path, revision: str | None = None) -> str:
+    """A hash of everything in a checkpoint that decides its results, wherever it lies.
+
+    Raises:
+        CheckpointError: The model cannot be found, or has no config or no weights.
+    """
+    checkpoint_file(model, "config.json", revision=revision)
+    digest = hashlib.sha256()
+    paths = {name: checkpoint_file(model, name, revision=revision, required=False) for name in _SETTINGS}
+    weights = (checkpoint_file(model, name, revision=revision, required=False) for name in _WEIGHTS)
+    first = next((path for path in weights if path is not None), None)
+    if first is None:
+        raise CheckpointError(
+            f"model {str(model)!r} has neither {' nor '.join(_WEIGHTS)}; name one with torch weights"
+        )
+    paths[first.name] = first
+    if first.suffix == ".json":
+        shards = set(map(str, read_json_file(first).get("weight_map", {}).values()))
+        paths |= {name: checkpoint_file(model, name, revision=revision) for name in sorted(shards)}
+    for name, path in paths.items():
+        if path is not None:
+            with path.open("rb") as file:
+                digest.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: It is not JSON, or not an object; the message names the file.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON ({error}); fetch the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(value).__name__}, expected an object; fetch the file again"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""The models, in torch alone: no Ray, no transformers. Public names are exported by ``w2v_ray`` itself."""

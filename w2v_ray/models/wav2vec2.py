@@ -1,0 +1,509 @@
+"""The wav2vec 2.0 encoder and its CTC head.
+
+Submodules carry the names of the published checkpoints, so that loading needs no key table. Every
+layer that shortens time takes and returns lengths, so that a row's result does not depend on what
+it is padded with.
+
+Letters in tensor names: B batch, S samples, C channels, L frames, E hidden width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from w2v_ray.errors import ConfigError
+from w2v_ray.models.attention import choose_kernel
+from w2v_ray.models.checkpoint import load_model, save_model
+from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.models.masking import spec_augment_mask
+from w2v_ray.models.outputs import CausalLMOutput, Wav2Vec2BaseModelOutput
+
+__all__ = ["ACTIVATIONS", "Wav2Vec2ForCTC", "Wav2Vec2Model"]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "selu": F.selu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+def _activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}; mend config.json"
+        )
+    return ACTIVATIONS[name]
+
+
+def _valid(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(B,) lengths to a (B, size) mask that is true where a position is inside its row."""
+    return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
+
+
+class _TrueLengthGroupNorm(nn.GroupNorm):
+    """One group per channel, with statistics over a row's own frames and not over its padding."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x_BCL: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        if lengths is None:
+            return super().forward(x_BCL)
+        valid_B1L = _valid(lengths, x_BCL.shape[-1])[:, None]
+        count_B11 = lengths.clamp(min=1)[:, None, None].to(x_BCL.dtype)
+        mean_BC1 = x_BCL.masked_fill(~valid_B1L, 0).sum(-1, keepdim=True) / count_B11
+        centred_BCL = (x_BCL - mean_BC1).masked_fill(~valid_B1L, 0)
+        variance_BC1 = centred_BCL.square().sum(-1, keepdim=True) / count_B11
+        normed_BCL = centred_BCL * torch.rsqrt(variance_BC1 + self.eps)
+        return normed_BCL * self.weight[:, None] + self.bias[:, None]
+
+
+class Wav2Vec2ConvLayer(nn.Module):
+    def __init__(self, config: Wav2Vec2Config, index: int) -> None:
+        super().__init__()
+        channels = config.conv_dim[index]
+        self.conv = nn.Conv1d(
+            config.conv_dim[index - 1] if index else 1,
+            channels,
+            config.conv_kernel[index],
+            stride=config.conv_stride[index],
+            bias=config.conv_bias,
+        )
+        self.layer_norm: nn.Module | None = None
+        if config.feat_extract_norm == "layer":
+            self.layer_norm = nn.LayerNorm(channels)
+        elif index == 0:
+            self.layer_norm = _TrueLengthGroupNorm(channels)
+        self.activation = _activation(config.feat_extract_activation)
+
+    def forward(
+        self, x_BCL: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x_BCL = self.conv(x_BCL)
+        if lengths is not None:
+            kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+            lengths = (torch.div(lengths - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+        if isinstance(self.layer_norm, nn.LayerNorm):
+            x_BCL = self.layer_norm(x_BCL.transpose(1, 2)).transpose(1, 2)
+        elif self.layer_norm is not None:
+            x_BCL = self.layer_norm(x_BCL, lengths)
+        return self.activation(x_BCL), lengths
+
+
+class Wav2Vec2FeatureEncoder(nn.Module):
+    """The convolutions: (B, S) samples to (B, L, C) features, 20 ms apart in the published models."""
+
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.conv_layers = nn.ModuleList(Wav2Vec2ConvLayer(config, i) for i in range(len(config.conv_dim)))
+
+    def forward(
+        self, x_BS: torch.Tensor, lengths: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x_BCL = x_BS[:, None]
+        for layer in self.conv_layers:
+            x_BCL, lengths = layer(x_BCL, lengths)
+        return x_BCL.transpose(1, 2), lengths
+
+
+class Wav2Vec2FeatureProjection(nn.Module):
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.dropout = nn.Dropout(config.feat_proj_dropout)
+
+    def forward(self, x_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        normed_BLC = self.layer_norm(x_BLC)
+        return self.dropout(self.projection(normed_BLC)), normed_BLC
+
+
+class Wav2Vec2PositionalConvEmbedding(nn.Module):
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        kernel = config.num_conv_pos_embeddings
+        conv = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            kernel,
+            padding=kernel // 2,
+            groups=config.num_conv_pos_embedding_groups,
+        )
+        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+        self.activation = _activation(config.feat_extract_activation)
+
+    def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
+        # An even kernel gives one frame too many at the end.
+        y_BEL = self.conv(x_BLE.transpose(1, 2))[..., : x_BLE.shape[1]]
+        return self.activation(y_BEL).transpose(1, 2)
+
+
+class Wav2Vec2Attention(nn.Module):
+    def __init__(self, config: Wav2Vec2Config, attn_implementation: str) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.kernel = choose_kernel(attn_implementation)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self, x_BLE: torch.Tensor, valid_BL: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, frames, width = x_BLE.shape
+        q_BHLD, k_BHLD, v_BHLD = (
+            projection(x_BLE).view(batch, frames, self.num_heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        out_BHLD, attention_BHLL = self.kernel(q_BHLD, k_BHLD, v_BHLD, valid_BL, dropout)
+        return self.out_proj(out_BHLD.transpose(1, 2).reshape(batch, frames, width)), attention_BHLL
+
+
+class Wav2Vec2FeedForward(nn.Module):
+    def __init__(self, config: Wav2Vec2Config) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+        self.activation = _activation(config.hidden_act)
+
+    def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
+        x_BLE = self.intermediate_dropout(self.activation(self.intermediate_dense(x_BLE)))
+        return self.output_dropout(self.output_dense(x_BLE))
+
+
+class Wav2Vec2EncoderLayer(nn.Module):
+    """One transformer layer; norms stand before the blocks ("stable layer norm") or after them."""
+
+    def __init__(self, config: Wav2Vec2Config, attn_implementation: str) -> None:
+        super().__init__()
+        self.norm_first = config.do_stable_layer_norm
+        self.attention = Wav2Vec2Attention(config, attn_implementation)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = Wav2Vec2FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self, x_BLE: torch.Tensor, valid_BL: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.norm_first:
+            attended_BLE, attention_BHLL = self.attention(self.layer_norm(x_BLE), valid_BL)
+            x_BLE = x_BLE + self.dropout(attended_BLE)
+            return x_BLE + self.feed_forward(self.final_layer_norm(x_BLE)), attention_BHLL
+        attended_BLE, attention_BHLL = self.attention(x_BLE, valid_BL)
+        x_BLE = self.layer_norm(x_BLE + self.dropout(attended_BLE))
+        return self.final_layer_norm(x_BLE + self.feed_forward(x_BLE)), attention_BHLL
+
+
+class Wav2Vec2Encoder(nn.Module):
+    def __init__(self, config: Wav2Vec2Config, attn_implementation: str) -> None:
+        super().__init__()
+        self.norm_first = config.do_stable_layer_norm
+        self.layerdrop = config.layerdrop
+        self.pos_conv_embed = Wav2Vec2PositionalConvEmbedding(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(
+            Wav2Vec2EncoderLayer(config, attn_implementation) for _ in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self, x_BLE: torch.Tensor, valid_BL: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        if valid_BL is not None:  # padding must look like the zeros beyond the end of an unpadded row
+            x_BLE = x_BLE.masked_fill(~valid_BL[..., None], 0)
+        x_BLE = x_BLE + self.pos_conv_embed(x_BLE)
+        if not self.norm_first:
+            x_BLE = self.layer_norm(x_BLE)
+        x_BLE = self.dropout(x_BLE)
+        hidden_states, attentions = [x_BLE], []
+        for layer in self.layers:
+            if self.training and torch.rand(()) < self.layerdrop:
+                hidden_states.append(x_BLE)
+                continue
+            x_BLE, attention_BHLL = layer(x_BLE, valid_BL)
+            hidden_states.append(x_BLE)
+            if attention_BHLL is not None:
+                attentions.append(attention_BHLL)
+        if self.norm_first:
+            x_BLE = self.layer_norm(x_BLE)
+            hidden_states[-1] = x_BLE
+        return x_BLE, hidden_states, attentions
+
+
+class Wav2Vec2Model(nn.Module):
+    """The wav2vec 2.0 encoder: convolutions, projection, transformer.
+
+    Args:
+        config: What to build.
+        attn_implementation: The attention kernel, "sdpa" or "eager"; attention probabilities can
+            be returned by "eager" alone.
+
+    Raises:
+        ConfigError: The config asks for what is not built here, or for an unknown kernel.
+    """
+
+    base_model_prefix = "wav2vec2"
+
+    def __init__(self, config: Wav2Vec2Config, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__()
+        for option in ("add_adapter", "adapter_attn_dim"):
+            if getattr(config, option):
+                raise ConfigError(
+                    f"{option} is {getattr(config, option)!r}, which this version does not build"
+                )
+        self.config = config
+        self.attn_implementation = attn_implementation
+        self.feature_extractor = Wav2Vec2FeatureEncoder(config)
+        self.feature_projection = Wav2Vec2FeatureProjection(config)
+        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+            self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
+        self.encoder = Wav2Vec2Encoder(config, attn_implementation)
+        self.apply(partial(_initialize, config))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        attn_implementation: str = "sdpa",
+    ) -> Self:
+        """Loads a folder or hub id; a checkpoint that has a head is taken without it.
+
+        Args:
+            model: A folder or hub id.
+            revision: Branch, tag or commit of a hub id.
+            dtype: Of the weights in memory; "auto" takes the one they are stored in.
+            attn_implementation: As of the constructor.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            CheckpointError: Files or weights are missing, unexpected or misshapen; it names them.
+        """
+        config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+        build = partial(cls, config, attn_implementation=attn_implementation)
+        return load_model(build, model, prefix=cls.base_model_prefix, revision=revision, dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` as transformers reads them."""
+        save_model(self, self.config, folder)
+
+    def num_frames(self, num_samples: torch.Tensor | int) -> torch.Tensor:
+        """How many frames the convolutions make of so many samples, 0 where there are too few."""
+        lengths = torch.as_tensor(num_samples)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            lengths = (torch.div(lengths - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+        return lengths
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mask_time_indices: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Wav2Vec2BaseModelOutput:
+        """Encodes a batch of waveforms.
+
+        Args:
+            input_values: (batch, num_samples) at 16 kHz, normalised as the checkpoint's feature
+                extractor says.
+            attention_mask: (batch, num_samples), 1 for samples and 0 for padding at the end;
+                None: no row is padded.
+            mask_time_indices: (batch, num_frames), true for frames to replace by the learned mask.
+            output_attentions: Whether to return attention probabilities ("eager" only).
+            output_hidden_states: Whether to return every layer's output.
+
+        Raises:
+            ConfigError: Attentions are asked of a kernel that does not give them.
+        """
+        if output_attentions and self.attn_implementation != "eager":
+            raise ConfigError(
+                f"output_attentions needs attn_implementation='eager', it is {self.attn_implementation!r}; "
+                "load the model with attn_implementation='eager'"
+            )
+        lengths = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            lengths = attention_mask.sum(-1)
+        features_BLC, lengths = self.feature_extractor(input_values, lengths)
+        x_BLE, features_BLC = self.feature_projection(features_BLC)
+        valid_BL = None if lengths is None else _valid(lengths, x_BLE.shape[1])
+        x_BLE = self._mask(x_BLE, mask_time_indices, lengths)
+        x_BLE, hidden_states, attentions = self.encoder(x_BLE, valid_BL)
+        return Wav2Vec2BaseModelOutput(
+            last_hidden_state=x_BLE,
+            extract_features=features_BLC,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _mask(
+        self, x_BLE: torch.Tensor, mask_time_indices: torch.Tensor | None, lengths: torch.Tensor | None
+    ) -> torch.Tensor:
+        config = self.config
+        augment = self.training and config.apply_spec_augment
+        batch, frames, width = x_BLE.shape
+        if mask_time_indices is None and augment and config.mask_time_prob > 0:
+            mask_time_indices = spec_augment_mask(
+                batch,
+                frames,
+                prob=config.mask_time_prob,
+                span=config.mask_time_length,
+                min_spans=config.mask_time_min_masks,
+                lengths=None if lengths is None else lengths.tolist(),
+            ).to(x_BLE.device)
+        if mask_time_indices is not None:
+            x_BLE = torch.where(
+                mask_time_indices.bool()[..., None], self.masked_spec_embed.to(x_BLE.dtype), x_BLE
+            )
+        if augment and config.mask_feature_prob > 0:
+            mask_BE = spec_augment_mask(
+                batch,
+                width,
+                prob=config.mask_feature_prob,
+                span=config.mask_feature_length,
+                min_spans=config.mask_feature_min_masks,
+            ).to(x_BLE.device)
+            x_BLE = x_BLE.masked_fill(mask_BE[:, None], 0)
+        return x_BLE
+
+
+class Wav2Vec2ForCTC(nn.Module):
+    """The encoder with a linear layer to the vocabulary, trained by connectionist temporal classification.
+
+    Args:
+        config: What to build.
+        attn_implementation: As of Wav2Vec2Model.
+    """
+
+    base_model_prefix = "wav2vec2"
+
+    def __init__(self, config: Wav2Vec2Config, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.wav2vec2 = Wav2Vec2Model(config, attn_implementation=attn_implementation)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        _initialize(config, self.lm_head)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
+        attn_implementation: str = "sdpa",
+    ) -> Self:
+        """Loads a folder or hub id; arguments, result and errors as of Wav2Vec2Model."""
+        config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+        build = partial(cls, config, attn_implementation=attn_implementation)
+        return load_model(build, model, revision=revision, dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` as transformers reads them."""
+        save_model(self, self.config, folder)
+
+    def freeze_feature_encoder(self) -> None:
+        """Keeps the convolutions as they are during training."""
+        self.wav2vec2.feature_extractor.requires_grad_(False)
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> CausalLMOutput:
+        """Encodes a batch of waveforms to logits over the vocabulary.
+
+        Args:
+            input_values: As of Wav2Vec2Model.
+            attention_mask: As of Wav2Vec2Model.
+            labels: (batch, target_length) token ids; -100 pads. Gives the CTC loss, reduced as the
+                config says.
+            output_attentions: As of Wav2Vec2Model.
+            output_hidden_states: As of Wav2Vec2Model.
+
+        Raises:
+            ValueError: A label is not in the vocabulary.
+        """
+        encoded = self.wav2vec2(
+            input_values,
+            attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits_BLV = self.lm_head(self.dropout(encoded.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self._ctc_loss(logits_BLV, labels, input_values, attention_mask)
+        return CausalLMOutput(
+            loss=loss, logits=logits_BLV, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+    def _ctc_loss(
+        self,
+        logits_BLV: torch.Tensor,
+        labels: torch.Tensor,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        config = self.config
+        if int(labels.max()) >= config.vocab_size:
+            raise ValueError(
+                f"a label is {int(labels.max())}, expected ids below vocab_size ({config.vocab_size})"
+            )
+        num_samples = torch.full_like(labels[:, 0], input_values.shape[1])
+        if attention_mask is not None:
+            num_samples = attention_mask.sum(-1)
+        used = labels >= 0
+        log_probs_LBV = F.log_softmax(logits_BLV, dim=-1, dtype=torch.float32).transpose(0, 1)
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's CTC has stricter limits and no determinism
+            return F.ctc_loss(
+                log_probs_LBV,
+                labels.masked_select(used),
+                self.wav2vec2.num_frames(num_samples),
+                used.sum(-1),
+                blank=config.pad_token_id,
+                reduction=config.ctc_loss_reduction,
+                zero_infinity=config.ctc_zero_infinity,
+            )
+
+
+def _initialize(config: Wav2Vec2Config, module: nn.Module) -> None:
+    """The published initial distributions, for training from scratch."""
+    if isinstance(module, Wav2Vec2PositionalConvEmbedding):
+        conv = module.conv
+        nn.init.normal_(conv.weight, std=2 * (conv.kernel_size[0] * conv.in_channels) ** -0.5)
+        nn.init.zeros_(conv.bias)
+    elif isinstance(module, Wav2Vec2FeatureProjection):
+        bound = module.projection.in_features**-0.5
+        nn.init.uniform_(module.projection.weight, -bound, bound)
+        nn.init.uniform_(module.projection.bias, -bound, bound)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=config.initializer_range)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Wav2Vec2ConvLayer):
+        nn.init.kaiming_normal_(module.conv.weight)
