@@ -10,6 +10,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 __all__ = [
+    "DAMAGE_KEY",
     "DECODED",
     "EMISSION_DTYPE",
     "ENCODED",
@@ -28,6 +29,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
+DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
 
 ERROR = pa.struct(
     [
@@ -93,7 +95,7 @@ DECODED = [
     _column("codec", pa.string(), "container/codec of the source, as the decoder names it"),
 ]
 
-# segment_audio makes one row per segment (start_s, end_s, duration_s, samples are the segment's), and adds:
+# segment_audio makes one row per segment, whose start_s, end_s, duration_s and samples these become. It adds:
 SEGMENT = [
     _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, unique in the output"),
     _column("segment_index", pa.int32(), "position of the segment in its item"),
