@@ -1,0 +1,177 @@
+"""The text stage: what comes out of emissions, row by row, and what does not stop the others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from w2v_ray.errors import CheckpointError, ConfigError, ReadError
+from w2v_ray.schema import ENCODED, ERROR, TRANSCRIPT, error_value
+from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+
+VOCABULARY = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINSHRDLU'"])}
+SIZE = len(VOCABULARY)
+FRAME_S = 0.5
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
+    return str(tmp_path)
+
+
+def emission(path: str, probability: float = 0.9, size: int = SIZE) -> bytes:
+    """float16 log-probabilities whose best path is ``path``; an underscore is the blank."""
+    ids = [VOCABULARY[{"_": "<pad>"}.get(letter, letter)] for letter in path]
+    values = np.full((len(ids), size), (1 - probability) / (size - 1))
+    values[np.arange(len(ids)), ids] = probability
+    return np.log(values).astype("<f2").tobytes()
+
+
+def encoded(*rows: dict[str, Any]) -> pa.Table:
+    """A table as ``encode`` gives it, with a column that no stage knows."""
+    defaults = {"segment_id": "a@0-9", "start_s": 0.0, "end_s": 100.0, "error": None, "mine": 7}
+    defaults |= {"log_probs": None, "num_frames": None}
+    schema = pa.schema(
+        [
+            TRANSCRIPT.field("segment_id"),
+            TRANSCRIPT.field("start_s"),
+            TRANSCRIPT.field("end_s"),
+            pa.field("error", ERROR),
+            *ENCODED,
+            pa.field("mine", pa.int64()),
+        ]
+    )
+    return pa.Table.from_pylist([defaults | row for row in rows], schema)
+
+
+def segment(path: str, **changes: Any) -> dict[str, Any]:
+    return {"log_probs": emission(path), "num_frames": len(path)} | changes
+
+
+def stage(model: str) -> DecodeText:
+    return DecodeText(DecodeTextConfig(model=model, seconds_per_frame=FRAME_S))
+
+
+def test_text_words_and_columns(model: str) -> None:
+    table = encoded(
+        segment("_NO_|SO__", start_s=10.0, end_s=13.5, segment_id="a@10000-13500"),
+        segment("____", start_s=13.5),
+        segment("T_TE"),
+    )
+    out = stage(model)(table)
+    assert out.column_names == [
+        *(name for name in table.column_names if name != "log_probs"),
+        *("text", "confidence", "words"),
+    ]
+    for name in ("text", "confidence", "words"):
+        assert out.schema.field(name) == TRANSCRIPT.field(name)
+    assert out.schema.field("error").type == ERROR
+    assert out.column("mine").to_pylist() == [7, 7, 7]
+    first, second, third = out.to_pylist()
+    assert (first["text"], first["error"]) == ("NO SO", None)
+    assert first["confidence"] == pytest.approx(0.9, abs=1e-3)
+    assert [(w["word"], w["start_s"], w["end_s"]) for w in first["words"]] == [
+        ("NO", 10.5, 11.5),
+        ("SO", 12.5, 13.5),
+    ]
+    assert (second["text"], second["confidence"], second["words"], second["error"]) == ("", None, [], None)
+    assert third["text"] == "TTE"
+
+
+def test_words_end_with_their_segment(model: str) -> None:
+    (row,) = stage(model)(encoded(segment("SO|NO", start_s=1.0, end_s=2.7))).to_pylist()
+    assert [(w["start_s"], w["end_s"]) for w in row["words"]] == [(1.0, 2.0), (2.5, 2.7)]
+    (row,) = stage(model)(encoded(segment("SO|NO", start_s=1.0, end_s=2.1))).to_pylist()
+    assert [(w["start_s"], w["end_s"]) for w in row["words"]] == [(1.0, 2.0), (2.1, 2.1)]
+
+
+def test_the_text_is_the_tokenizers(model: str) -> None:
+    generator = np.random.default_rng(0)
+    rows = []
+    for frames in (1, 7, 200):
+        scores = generator.normal(size=(frames, SIZE)).astype(np.float32) * 3
+        scores -= np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        rows.append(scores.astype("<f2"))
+    table = encoded(*({"log_probs": row.tobytes(), "num_frames": len(row)} for row in rows))
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(model)
+    expected = [tokenizer.decode(row.argmax(axis=1)) for row in rows]
+    assert stage(model)(table).column("text").to_pylist() == expected
+    chunked = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert stage(model)(chunked).column("text").to_pylist() == expected
+
+
+def test_failed_rows_pass_and_bad_emissions_fail_alone(model: str) -> None:
+    failed = error_value("read_audio", ReadError("the file is gone"))
+    not_numbers = np.full((2, SIZE), np.nan, "<f2").tobytes()
+    out = stage(model)(
+        encoded(
+            segment("SO"),
+            {"error": failed},
+            segment("SO", log_probs=not_numbers),
+            segment("SO", log_probs=emission("SO")[:-1]),
+            segment("SO", num_frames=5),
+            {"log_probs": None, "num_frames": 2},
+            segment("", num_frames=0),
+            segment("", num_frames=2),
+            segment("SO", num_frames=-2),
+            segment("NOT"),
+        )
+    ).to_pylist()
+    assert [row["text"] for row in out] == ["SO", *[None] * 5, "", None, None, "NOT"]
+    assert out[1]["error"] == failed
+    for row, reason in (
+        (2, "NaN in 2 of 2 frames"),
+        (3, "71 bytes"),
+        (5, "neither an emission nor an"),
+    ):
+        assert (out[row]["error"]["stage"], out[row]["error"]["error_class"]) == (
+            "decode_text",
+            "EncodeError",
+        )
+        assert reason in out[row]["error"]["message"]
+        assert out[row]["words"] is None
+        assert out[row]["confidence"] is None
+    assert all(out[row]["error"]["error_class"] == "EncodeError" for row in (2, 3, 4, 5, 7, 8))
+
+
+def test_empty_tables_and_tables_of_failures_alone(model: str) -> None:
+    failed = {"error": error_value("read_audio", ReadError("gone"))}
+    decode = stage(model)
+    full = decode(encoded(segment("SO")))
+    assert decode(encoded(failed)).schema.equals(full.schema)
+    assert decode(encoded()).schema.equals(full.schema)
+    assert decode(encoded()).num_rows == 0
+
+
+def test_a_tokenizer_of_another_model_stops_the_job(model: str) -> None:
+    few = np.zeros((4, SIZE - 1), "<f2").tobytes()
+    with pytest.raises(CheckpointError, match=f"the model has {SIZE - 1} outputs .* ids up to {SIZE - 1}"):
+        stage(model)(encoded({"log_probs": few, "num_frames": 4}))
+    more = segment("SO", log_probs=emission("SO", size=SIZE + 8))  # a padded output layer does no harm
+    assert stage(model)(encoded(more)).column("text").to_pylist() == ["SO"]
+
+
+def test_settings_are_checked(model: str, tmp_path: Path) -> None:
+    for seconds in (0.0, -0.02, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"seconds_per_frame is .*, expected above 0"):
+            DecodeTextConfig(model=model, seconds_per_frame=seconds)
+    with pytest.raises(ConfigError, match="model is ''"):
+        DecodeTextConfig(model="", seconds_per_frame=0.02)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no vocab\.json"):
+        stage(str(tmp_path / "empty"))
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, w2v_ray.stages.decode_text; print('torch' in sys.modules, 'ray' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split() == ["False", "False"]

@@ -1,0 +1,255 @@
+"""Token ids as a batch: cut, padded, and as lists, arrays or tensors.
+
+It knows ids, not texts; torch is loaded only where a caller asks for its tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+__all__ = ["BatchEncoding", "BatchOptions", "BatchRules", "make_batch", "pad_batch", "plain"]
+
+_log = logging.getLogger(__name__)
+
+_NO_LIMIT = 10**20  # a larger model_max_length is transformers' way to write "none"
+_PADDINGS = ("longest", "max_length", "do_not_pad")
+_TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+
+
+class BatchEncoding(dict[str, Any]):
+    """Token ids and what goes with them, by name; each name is an attribute too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def to(self, device: object, *, non_blocking: bool = False) -> BatchEncoding:
+        """Moves the tensors to a device, in place; other values stay."""
+        for name, value in self.items():
+            if _kind(value) == "pt":
+                self[name] = value.to(device=device, non_blocking=non_blocking)
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOptions:
+    """How ids become a batch: what a caller of the tokenizer may choose."""
+
+    padding: bool | str = False
+    """True or ``longest``, ``max_length``, false or ``do_not_pad``."""
+    truncation: bool | str | None = None
+    """True cuts rows to ``max_length``; null does so where that is given and padding is not."""
+    max_length: int | None = None
+    """Tokens a row is cut or filled up to; null: the tokenizer's ``model_max_length``."""
+    pad_to_multiple_of: int | None = None
+    """Rounds padded lengths up."""
+    padding_side: str | None = None
+    """``left`` or ``right``; null: the tokenizer's."""
+    return_tensors: str | None = None
+    """``np`` or ``pt``; null gives lists."""
+    return_attention_mask: bool | None = None
+    """Whether to add 1 for tokens and 0 for padding; null: yes."""
+    return_token_type_ids: bool = False
+    """Whether to add a 0 for each token."""
+    return_special_tokens_mask: bool = False
+    """Whether to add 0 for tokens and 1 for padding."""
+    return_length: bool = False
+    """Whether to add the tokens of each row."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.padding, bool) and self.padding not in _PADDINGS:
+            raise ValueError(
+                f"padding is {self.padding!r}, expected true, false or one of {', '.join(_PADDINGS)}"
+            )
+        if isinstance(self.truncation, str) and self.truncation not in _TRUNCATIONS:
+            raise ValueError(
+                f"truncation is {self.truncation!r}, expected true, false or one of {', '.join(_TRUNCATIONS)}"
+            )
+        if self.padding_side not in ("left", "right", None):
+            raise ValueError(f"padding_side is {self.padding_side!r}, expected 'left' or 'right'")
+        if self.return_tensors not in ("np", "pt", None):
+            raise ValueError(
+                f"return_tensors is {self.return_tensors!r}, expected 'np', 'pt' or null for lists"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """What the tokenizer says about batches."""
+
+    pad_id: int | None
+    padding_side: str
+    truncation_side: str
+    model_max_length: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    padding: str  # one of _PADDINGS
+    cut: int | None  # tokens that a row keeps; null: all
+    fill: int | None  # tokens that a row is padded to, with padding "max_length"
+
+
+def make_batch(
+    rows: list[list[int]], options: BatchOptions, rules: BatchRules, *, one_row: bool
+) -> BatchEncoding:
+    """The ids of texts as a batch, or those of one text without a batch axis unless as arrays or tensors.
+
+    Raises:
+        ValueError: Options contradict each other, or rows of different lengths were asked for as tensors.
+    """
+    lengths = _settle(options, rules)
+    made: list[dict[str, Any]] = []
+    for ids in rows:
+        row: dict[str, Any] = {"input_ids": _cut(ids, lengths.cut, rules.truncation_side)}
+        if options.return_token_type_ids:
+            row["token_type_ids"] = [0] * len(row["input_ids"])
+        if options.return_special_tokens_mask:
+            row["special_tokens_mask"] = [0] * len(row["input_ids"])
+        if options.return_length and not one_row:
+            row["length"] = len(row["input_ids"])
+        made.append(row)
+    made = _padded(made, lengths, options, rules, one_row=one_row)
+    if options.return_length and one_row:
+        made[0]["length"] = len(made[0]["input_ids"])
+    if not made:
+        mask = [] if options.return_attention_mask is False else ["attention_mask"]
+        return _to_arrays({name: [] for name in ("input_ids", *mask)}, options.return_tensors, one_row=False)
+    columns = made[0] if one_row else {name: [row[name] for row in made] for name in made[0]}
+    return _to_arrays(columns, options.return_tensors, one_row=one_row)
+
+
+def pad_batch(
+    encoded: Mapping[str, Any] | Sequence[Mapping[str, Any]], options: BatchOptions, rules: BatchRules
+) -> BatchEncoding:
+    """Pads one encoding, a batch or a list of encodings; arrays and tensors come back as such.
+
+    Raises:
+        ValueError: There are no ``input_ids``, or as of ``make_batch``.
+    """
+    columns: Mapping[str, Any] = (
+        encoded
+        if isinstance(encoded, Mapping)
+        else {name: [row[name] for row in encoded] for name in (encoded[0] if encoded else {})}
+    )
+    if "input_ids" not in columns:
+        raise ValueError(f"the encoding has {', '.join(columns) or 'nothing'}, expected input_ids to pad")
+    ids = columns["input_ids"]
+    kind = options.return_tensors or _kind(ids) or (_kind(ids[0]) if len(ids) else None)
+    columns = {name: plain(value) for name, value in columns.items()}
+    lengths = _settle(replace(options, truncation=False, pad_to_multiple_of=None), rules)
+    one_row = not columns["input_ids"] or not isinstance(columns["input_ids"][0], list)
+    if one_row:
+        return _to_arrays(_padded([dict(columns)], lengths, options, rules, one_row=True)[0], kind)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = _padded(rows, lengths, options, rules, one_row=False)
+    return _to_arrays({name: [row[name] for row in rows] for name in rows[0]}, kind)
+
+
+def plain(value: Any) -> Any:
+    """An array, a tensor, or lists of them, as lists of numbers."""
+    if _kind(value):
+        return value.tolist()
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _settle(options: BatchOptions, rules: BatchRules) -> _Lengths:
+    padding, truncation, max_length = options.padding, options.truncation, options.max_length
+    if truncation is None and max_length is not None and padding is False:
+        truncation = True  # a length alone can only mean a cut
+    cuts = truncation in (True, "longest_first", "only_first")  # only_second: there is no second text
+    if padding is True and max_length is not None and not cuts:
+        _log.warning("max_length %d is not used with padding=True; pass padding='max_length'", max_length)
+    strategy = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
+    if max_length is None and rules.model_max_length <= _NO_LIMIT:
+        max_length = int(rules.model_max_length)
+    if strategy != "do_not_pad" and rules.pad_id is None:
+        raise ValueError("padding was asked for and the tokenizer has no pad_token; set one or do not pad")
+    multiple = options.pad_to_multiple_of
+    if cuts and strategy != "do_not_pad" and max_length and multiple and max_length % multiple:
+        raise ValueError(
+            f"max_length {max_length} is not a multiple of pad_to_multiple_of {multiple}; "
+            "rows that are both cut and padded need one that is"
+        )
+    return _Lengths(
+        strategy, cut=max_length if cuts else None, fill=max_length if strategy == "max_length" else None
+    )
+
+
+def _cut(ids: list[int], length: int | None, side: str) -> list[int]:
+    surplus = len(ids) - length if length else 0  # a length of 0 cuts nothing, as in transformers
+    if surplus <= 0:
+        return ids
+    return ids[surplus:] if side == "left" else ids[:-surplus]
+
+
+def _padded(
+    rows: list[dict[str, Any]], lengths: _Lengths, options: BatchOptions, rules: BatchRules, *, one_row: bool
+) -> list[dict[str, Any]]:
+    length = lengths.fill
+    if lengths.padding == "longest":
+        length = max((len(row["input_ids"]) for row in rows), default=0)
+    if length is not None and options.pad_to_multiple_of:
+        length = -(-length // options.pad_to_multiple_of) * options.pad_to_multiple_of
+    for row in rows:
+        ids = row["input_ids"]
+        if options.return_attention_mask is not False:
+            row.setdefault("attention_mask", [1] * len(ids))
+        missing = max(0, (length or 0) - len(ids))
+        if one_row and not ids:
+            missing = 0  # as in transformers: a single empty text is not padded
+        for name, filler in (
+            ("input_ids", rules.pad_id),
+            ("attention_mask", 0),
+            ("token_type_ids", 0),
+            ("special_tokens_mask", 1),
+        ):
+            if name in row and missing:
+                fill = [filler] * missing
+                left = (options.padding_side or rules.padding_side) == "left"
+                row[name] = fill + row[name] if left else row[name] + fill
+    return rows
+
+
+def _to_arrays(
+    columns: Mapping[str, Any], return_tensors: str | None, *, one_row: bool = False
+) -> BatchEncoding:
+    if return_tensors is None:
+        return BatchEncoding(columns)
+    arrays = BatchEncoding()
+    for name, column in columns.items():
+        array = _array([column] if one_row else column)
+        if return_tensors == "np":
+            arrays[name] = array
+        elif array.dtype == object:
+            raise ValueError(
+                f"{name} has rows of different lengths; pass padding=True to make a tensor of them"
+            )
+        else:
+            import torch
+
+            arrays[name] = torch.from_numpy(array)
+    return arrays
+
+
+def _array(rows: list[Any]) -> np.ndarray[Any, Any]:
+    if rows and isinstance(rows[0], list) and len({len(row) for row in rows}) > 1:
+        ragged = np.empty(len(rows), dtype=object)
+        ragged[:] = [np.asarray(row, dtype=np.int64) for row in rows]
+        return ragged
+    return np.asarray(rows, dtype=np.int64)
+
+
+def _kind(value: object) -> str | None:
+    if isinstance(value, np.ndarray):
+        return "np"
+    torch = sys.modules.get("torch")  # where it was never loaded, nothing is a tensor
+    return "pt" if torch is not None and isinstance(value, torch.Tensor) else None
