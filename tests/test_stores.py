@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from w2v_ray import stores
+from w2v_ray.errors import OutputError, ReadError
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place that can be written: a folder, and a bucket."""
+    return str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3")
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("zip://a.wav::s3://bucket/x.zip", "chained URL"),
+        ("filecache::s3://bucket/x.wav", "chained URL"),
+        ("s3://bucket/x::http://169.254.169.254/latest", "chained URL"),
+        ("http://host/x.wav", "protocol that is not read"),
+        ("ftp://host/x.wav", "protocol that is not read"),
+        ("file://host/x.wav", "without an absolute path"),
+        ("a\0b.wav", "NUL"),
+    ],
+)
+def test_places_that_are_refused_say_why(uri: str, complaint: str) -> None:
+    assert complaint in (stores.refusal(uri) or "")
+    with pytest.raises(ReadError, match=complaint):
+        stores.open_range(uri, None, None)
+
+
+def test_a_store_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert stores.refusal("gs://bucket/x") == "needs the package gcsfs; pip install gcsfs"
+    with pytest.raises(OutputError, match="'gs://bucket/x' needs the package gcsfs; pip install gcsfs"):
+        stores.check_writable("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    "uri", ["a::b.wav", "/x/c:d.wav", "s3://bucket/a::b.wav", "s3a://bucket/x", "memory://x"]
+)
+def test_names_with_colons_are_only_names(uri: str) -> None:
+    assert stores.refusal(uri) is None
+
+
+def test_one_file_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {
+        stores.canonical(uri) for uri in ("x.wav", "./a/../x.wav", "~/x.wav", f"file://{tmp_path}/x.wav")
+    } == {f"{tmp_path}/x.wav"}
+    assert stores.canonical("s3a://bucket/folder/") == "s3://bucket/folder"
+    assert stores.canonical("file:///a%20b") == "/a b"
+
+
+@given(name=st.binary(min_size=1, max_size=20).filter(lambda name: not set(name) & set(b"\0/.")))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_name_can_be_written_as_text_and_opened(tmp_path: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
+    Path(os.fsdecode(path)).write_bytes(name)
+    uri = stores.canonical(os.fsdecode(path))
+    uri.encode()
+    assert stores.canonical(uri) == uri
+    assert stores.read_range(uri, None, len(name)) == name
+
+
+# ---- reading
+
+
+@given(offset=st.integers(0, len(DATA)), size=st.integers(0, len(DATA)), data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_part_reads_like_a_file_of_its_own(
+    tmp_path: Path, offset: int, size: int, data: st.DataObject
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    size = min(size, len(DATA) - offset)
+    part = DATA[offset : offset + size]
+    assert stores.read_range(str(path), offset, size) == part
+    with stores.open_range(str(path), offset, size, block_bytes=data.draw(st.integers(1, 300))) as file:
+        assert file.seek(0, 2) == size
+        for _ in range(5):
+            at, count = data.draw(st.integers(0, size + 5)), data.draw(st.integers(-1, size + 5))
+            assert file.seek(at) == at
+            assert file.read(count) == (part[at:] if count < 0 else part[at : at + count])
+
+
+def test_reading_is_the_same_in_every_store(root: str) -> None:
+    uri = stores.join(root, "deep", "file.bin")
+    stores.publish(uri, DATA)
+    assert stores.read_bytes(uri) == DATA
+    assert stores.read_range(uri, None, len(DATA)) == stores.read_range(uri, None, None) == DATA
+    assert stores.read_range(uri, 100, 300) == DATA[100:400]
+    with stores.open_range(uri, 100, 300, block_bytes=64) as file:
+        assert (file.read(5), file.seek(-10, 2), file.read()) == (DATA[100:105], 290, DATA[390:400])
+    with stores.open_range(uri, 200, None) as file:
+        assert file.read() == DATA[200:]
+    stores.publish(stores.join(root, "empty"), b"")
+    assert stores.read_range(stores.join(root, "empty"), None, 0) == b""
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(None, len(DATA) - 1), (None, len(DATA) + 1), (100, len(DATA)), (len(DATA) + 600, 100), (None, 0)],
+)
+def test_a_file_of_another_size_than_planned_is_refused(root: str, offset: int | None, size: int) -> None:
+    uri = stores.join(root, "file.bin")
+    stores.publish(uri, DATA)
+    with pytest.raises(ReadError, match=r"file\.bin"):
+        stores.read_range(uri, offset, size)
+    with pytest.raises(ReadError, match=r"file\.bin"), stores.open_range(uri, offset, size) as file:
+        file.read()
+
+
+def test_a_file_that_is_cut_while_open_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    with stores.open_range(str(path), None, len(DATA), block_bytes=16) as file:
+        file.read(16)
+        path.write_bytes(b"")
+        with pytest.raises(ReadError, match="has changed"):
+            file.read()
+
+
+def test_what_cannot_be_read_says_so(root: str, tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"nothing\.wav' does not exist"):
+        stores.read_range(stores.join(root, "nothing.wav"), None, None)
+    with pytest.raises(ReadError, match="is not a regular file"):
+        stores.read_range(str(tmp_path), None, None)
+    os.mkfifo(tmp_path / "pipe.wav")  # opening it for reading would wait for a writer
+    with pytest.raises(ReadError, match="is not a regular file"):
+        stores.read_range(str(tmp_path / "pipe.wav"), None, None)
+
+
+def test_errors_that_pass_are_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2v_ray.stores import places
+
+    monkeypatch.setattr(places, "_FIRST_WAIT_S", 0.001)
+    uri = stores.join(s3, "file.bin")
+    stores.publish(uri, DATA)
+    store = places.filesystem("s3")
+    original, failures = store.cat_file, [OSError(16, "slow down"), ConnectionResetError("reset")]
+
+    def flaky(*args: object, **kwargs: object) -> bytes:
+        if failures:
+            raise failures.pop()
+        return bytes(original(*args, **kwargs))
+
+    monkeypatch.setattr(store, "cat_file", flaky)
+    assert stores.read_range(uri, None, len(DATA)) == DATA
+    failures += [OSError(16, "slow down")] * 3
+    with pytest.raises(ReadError, match=r"file\.bin.*slow down"):
+        stores.read_range(uri, None, len(DATA))
+    assert not failures
+    failures += [PermissionError("forbidden")] * 2  # will not pass
+    with pytest.raises(ReadError, match="may not be read"):
+        stores.read_range(uri, None, len(DATA))
+    assert len(failures) == 1
+
+
+# ---- listing
+
+
+def test_folders_list_the_same_in_every_store(root: str) -> None:
+    names = ["b.wav", "a/z.wav", "a.wav", "a/b/c.wav", "_x/y.wav", ".hidden.wav", "a/_skip.wav", "a0.wav"]
+    for name in names:
+        stores.publish(stores.join(root, name), name.encode())
+    found = [file for file in stores.list_files(root) if "/_tmp" not in file.uri]
+    files = [file for file in found if file.kind == "file"]
+    plain = ["a.wav", "a/b/c.wav", "a/z.wav", "a0.wav", "b.wav"]
+    assert [file.uri for file in files] == [stores.join(stores.canonical(root), name) for name in plain]
+    assert [file.size for file in files] == [len(name) for name in plain]
+    assert all(file == stores.info(file.uri) for file in files)
+    assert {file.kind for file in found} == {"file", "hidden"}
+    assert set(stores.list_names(root)) - {"_tmp"} == {"b.wav", "a", "a.wav", "_x", ".hidden.wav", "a0.wav"}
+    assert [file.uri for file in stores.list_glob(stores.join(root, "a", "**", "*.wav"))][-1] == files[2].uri
+
+
+def test_another_content_is_another_version(root: str) -> None:
+    uri = stores.join(root, "x.wav")
+    stores.publish(uri, b"one")
+    before = stores.info(uri)
+    time.sleep(0.02)
+    stores.publish(uri, b"two")
+    after = stores.info(uri)
+    assert before is not None
+    assert after is not None
+    assert (before.size, before.uri) == (after.size, after.uri)
+    assert before.version != after.version
+
+
+def test_nothing_is_nothing(root: str) -> None:
+    missing = stores.join(root, "missing")
+    assert not stores.exists(missing)
+    assert stores.info(missing) is None
+    assert list(stores.list_files(missing)) == stores.list_names(missing) == []
+    assert stores.list_glob(stores.join(missing, "*")) == []
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.wav").write_bytes(b"1")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.wav")
+    found = {
+        (file.uri.removeprefix(f"{tmp_path}/"), file.kind, file.size)
+        for file in stores.list_files(str(tmp_path))
+    }
+    assert found == {
+        ("a/up", "special", None),
+        ("a/x.wav", "file", 1),
+        ("b/up", "special", None),
+        ("b/x.wav", "file", 1),
+        ("gone.wav", "file", None),
+        ("pipe.wav", "special", None),
+    }
+
+
+# ---- publishing
+
+
+def test_publishing_replaces_and_removes(root: str) -> None:
+    uri = stores.join(root, "out", "x")
+    assert stores.publish(uri, b"one", root=root)
+    assert stores.publish(uri, b"two", root=root)
+    assert not stores.publish(uri, b"three", root=root, exclusive=True)
+    assert stores.read_bytes(uri) == b"two"
+    stores.remove(uri)
+    stores.remove(uri)
+    assert not stores.exists(uri)
+    assert stores.publish(uri, b"four", root=root, exclusive=True)
+    assert stores.read_bytes(uri) == b"four"
+    assert stores.list_names(stores.join(root, "_tmp")) == []
+
+
+def test_of_many_exclusive_writers_one_succeeds(root: str) -> None:
+    uri = stores.join(root, "claim")
+    with ThreadPoolExecutor(8) as pool:
+        texts = [f"writer {number}".encode() for number in range(8)]
+        won = list(pool.map(lambda text: stores.publish(uri, text, root=root, exclusive=True), texts))
+    assert won.count(True) == 1
+    assert stores.read_bytes(uri) == texts[won.index(True)]
+
+
+def test_readers_see_one_writer_or_the_other(tmp_path: Path) -> None:
+    script = (
+        "import sys; from w2v_ray import stores\n"
+        "for _ in range(12): stores.publish(sys.argv[1], sys.argv[2].encode() * 300_000)"
+    )
+    path = tmp_path / "x"
+    stores.publish(str(path), b"a" * 300_000)
+    writers = [subprocess.Popen([sys.executable, "-c", script, str(path), letter]) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        assert path.read_bytes() in (b"a" * 300_000, b"b" * 300_000)
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert os.listdir(tmp_path / "_tmp") == []
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_killed_writer_leaves_no_visible_file(tmp_path: Path, exclusive: bool) -> None:
+    script = (
+        "import sys; from w2v_ray import stores; data = b'x' * (128 << 20); print('ready', flush=True)\n"
+        f"stores.publish(sys.argv[1], data, root=sys.argv[2], exclusive={exclusive})"
+    )
+    target = tmp_path / "transcripts" / "part-1.parquet"
+    command = [sys.executable, "-c", script, str(target), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        while not (begun := list((tmp_path / "_tmp").glob("*"))) or begun[0].stat().st_size == 0:
+            assert writer.poll() is None
+        writer.send_signal(signal.SIGKILL)
+        assert writer.wait() == -signal.SIGKILL
+    assert begun[0].exists()  # it was killed in the middle
+    assert list(target.parent.iterdir()) == []
+    assert stores.publish(str(target), b"whole", root=str(tmp_path), exclusive=exclusive)
+    assert target.read_bytes() == b"whole"
+
+
+def test_outputs_that_cannot_be_written_are_found_out_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for output, complaint in [
+        (str(tmp_path / "file"), "is a file; name a folder"),
+        (str(tmp_path / "file" / "below"), "cannot be written"),
+        ("/proc/nothing/out", "cannot be written"),
+        ("memory://out", "is memory"),
+        ("zip://x::s3://bucket/y", "chained"),
+        ("https://host/out", "protocol"),
+    ]:
+        with pytest.raises(OutputError, match=complaint) as caught:
+            stores.check_writable(output)
+        assert repr(output) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_can_be_written_is_made(root: str) -> None:
+    output = stores.join(root, "new", "out")
+    stores.check_writable(output)
+    stores.check_writable(output)
+    assert [name for name in stores.list_names(output) if name != "_tmp"] == []
+
+
+def test_a_bucket_that_does_not_exist_is_no_output(s3: str) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        stores.check_writable("s3://no-such-bucket-at-all/out")

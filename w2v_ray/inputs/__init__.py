@@ -1,0 +1,9 @@
+"""What the user named, as a stream of entries: folders, globs, files, lists, manifests and tars.
+
+Nothing is decoded here, and nothing is left out silently: files that are not taken are counted.
+"""
+
+from w2v_ray.inputs.entries import Entry
+from w2v_ray.inputs.listing import list_inputs
+
+__all__ = ["Entry", "list_inputs"]

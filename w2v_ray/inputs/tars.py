@@ -1,0 +1,225 @@
+"""The index of a tar: where each audio member lies, and what small files of the same name say about it.
+
+Headers are read and data is skipped; nothing is extracted and no link is followed. A tar must end as tars
+end: what is cut off, broken or hidden behind its end becomes an entry that reading will reject.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from w2v_ray import stores
+from w2v_ray.errors import InputError, ReadError
+from w2v_ray.inputs.entries import AUDIO_EXTENSIONS, Entry, escape, extension, metadata_json
+from w2v_ray.schema import DAMAGE_KEY
+
+__all__ = ["index_tar"]
+
+_BLOCK = tarfile.BLOCKSIZE
+_LOCAL_BLOCK_BYTES = 1 << 13
+_REMOTE_BLOCK_BYTES = 1 << 22  # small members follow each other: fewer requests than one per header
+_MAX_SIDECAR_BYTES = 1 << 16
+_MAX_EXTENSION_BYTES = 1 << 20
+
+_SIDECARS = {".json", ".txt", ".cls"}
+_LINKS = {tarfile.LNKTYPE, tarfile.SYMTYPE}
+_WITHOUT_DATA = _LINKS | {tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
+_PAX = {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}
+_EXTENSIONS = _PAX | {tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    size: int
+
+
+class _Damage(Exception):
+    """What is wrong with a tar, as the end of a sentence."""
+
+
+def index_tar(tar: stores.FileInfo) -> tuple[list[Entry], Counter[str]]:
+    """Lists the audio in a tar.
+
+    Returns:
+        An entry per audio member, in order, and one for the tar itself if it is damaged; and how many
+        members were not taken, by reason.
+
+    Raises:
+        InputError: The store does not give the file.
+    """
+    index = _Index()
+    damage = None
+    block_bytes = _LOCAL_BLOCK_BYTES if stores.is_local(tar.uri) else _REMOTE_BLOCK_BYTES
+    try:
+        with stores.open_range(tar.uri, None, None, block_bytes=block_bytes) as file:
+            try:
+                for member in _members(file, index.skipped):
+                    index.add(member, file)
+            except _Damage as error:
+                damage = str(error)
+    except ReadError as error:
+        raise InputError(f"{error} (planning has to look into every tar)") from error
+    entries = index.entries(tar)
+    if damage is not None:
+        text = (
+            f"{tar.uri!r} {damage}; repair it, as only the {len(entries)} recordings before that are planned"
+        )
+        metadata = metadata_json({DAMAGE_KEY: text})
+        entries.append(Entry(tar.uri, tar.uri, None, tar.size, tar.version, None, None, 0.0, metadata))
+    return entries, index.skipped
+
+
+class _Index:
+    """The members of a tar, sorted into audio, what is said about it, and the rest."""
+
+    def __init__(self) -> None:
+        self.skipped: Counter[str] = Counter()
+        self._audio: list[_Member] = []
+        self._sidecars: dict[str, dict[str, bytes]] = {}
+
+    def add(self, member: _Member, file: BinaryIO) -> None:
+        kind = extension(member.name)
+        if member.name.rpartition("/")[2].startswith("."):
+            self.skipped["hidden members of tars"] += 1
+        elif kind in AUDIO_EXTENSIONS:
+            self._audio.append(member)
+        elif kind in _SIDECARS and member.size <= _MAX_SIDECAR_BYTES:
+            file.seek(member.offset)
+            self._sidecars.setdefault(member.name[: -len(kind)], {})[kind] = file.read(member.size)
+        else:
+            self.skipped[f"{kind} members of tars" if kind else "members of tars without an extension"] += 1
+
+    def entries(self, tar: stores.FileInfo) -> list[Entry]:
+        entries = []
+        times: Counter[str] = Counter()
+        for name, offset, size in self._audio:
+            times[name] += 1
+            nth = (
+                f"#{times[name]}" if times[name] > 1 else ""
+            )  # a tar may hold a name twice, and both are there
+            sidecars = self._sidecars.get(name[: -len(extension(name))], {})
+            entries.append(
+                Entry(
+                    recording_id=f"{tar.uri}#{escape(name)}{nth}",
+                    uri=tar.uri,
+                    byte_offset=offset,
+                    byte_size=size,
+                    version=tar.version,
+                    metadata=metadata_json(_metadata(sidecars)),
+                )
+            )
+        keys = {name[: -len(extension(name))] for name, _, _ in self._audio}
+        for key, sidecars in self._sidecars.items():
+            if key not in keys:
+                self.skipped.update(f"{kind} members of tars" for kind in sidecars)
+        return entries
+
+
+def _members(file: BinaryIO, skipped: Counter[str]) -> Iterator[_Member]:
+    """Walks the headers to the end of the file; raises _Damage where they cease to make sense."""
+    end = file.seek(0, io.SEEK_END)
+    position = 0
+    name: str | None = None  # and a size: from headers that extend the next one
+    size: int | None = None
+    while True:
+        file.seek(position)
+        block = file.read(_BLOCK)
+        if len(block) == _BLOCK and not block.strip(b"\0"):
+            return _check_end(file, position)
+        header = _header(block, position)
+        data_at = position + _BLOCK
+        if header.type in _EXTENSIONS:
+            data = file.read(min(header.size, _MAX_EXTENSION_BYTES))
+            if len(data) != header.size:
+                raise _Damage(f"has a broken header at byte {position}")
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                name = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+            elif header.type in _PAX:
+                path, size = _pax(data, position)
+                name = path or name
+            position = data_at + _padded(header.size)
+            continue
+        member = _Member(name or header.name, data_at, header.size if size is None else size)
+        name = size = None
+        position = data_at
+        if header.type in _LINKS:
+            skipped["links in tars"] += 1
+        if header.type not in _WITHOUT_DATA:
+            if data_at + member.size > end:
+                raise _Damage(f"is cut off inside its member {member.name!r}, at byte {end}")
+            position += _padded(member.size)
+            yield member
+
+
+def _header(block: bytes, position: int) -> tarfile.TarInfo:
+    if not block:
+        raise _Damage(f"ends without its end mark, at byte {position}" if position else "is empty (0 bytes)")
+    if len(block) < _BLOCK:
+        raise _Damage(f"is cut off inside a header, at byte {position + len(block)}")
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise _Damage(f"has a broken header at byte {position}") from error
+    if header.size < 0:
+        raise _Damage(f"has a broken header at byte {position}")
+    if header.type == tarfile.GNUTYPE_SPARSE:
+        raise _Damage(f"stores {header.name!r} as a sparse file, which is not read")
+    return header
+
+
+def _pax(data: bytes, position: int) -> tuple[str | None, int | None]:
+    """The path and size that an extended header gives the next member."""
+    path = size = None
+    while data.strip(b"\0"):
+        digits = data.partition(b" ")[0]
+        length = int(digits) if digits.isdigit() and len(digits) < 9 else 0
+        if not len(digits) + 1 < length <= len(data):
+            raise _Damage(f"has a broken extended header at byte {position}")
+        key, _, value = data[len(digits) + 1 : length - 1].partition(b"=")
+        data = data[length:]
+        if key == b"path":
+            path = value.decode("utf-8", "surrogateescape")
+        elif key == b"size":
+            if not (value.isdigit() and len(value) < 20):
+                raise _Damage(f"has a broken extended header at byte {position}")
+            size = int(value)
+        elif key.startswith(b"GNU.sparse."):
+            raise _Damage(f"stores the member at byte {position} as a sparse file, which is not read")
+    return path, size
+
+
+def _check_end(file: BinaryIO, position: int) -> None:
+    """After the zeros that end a tar nothing may follow: readers that stop there would lose it."""
+    file.seek(position)
+    while data := file.read(1 << 20):
+        if rest := data.lstrip(b"\0"):
+            at = position + len(data) - len(rest)
+            raise _Damage(f"goes on at byte {at}, after its end mark (are these joined tars?)")
+        position += len(data)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _metadata(sidecars: dict[str, bytes]) -> dict[str, object]:
+    """The keys of the JSON object beside a recording, and its text and class."""
+    values: dict[str, object] = {}
+    for kind, data in sorted(sidecars.items()):
+        text = data.decode("utf-8", "surrogateescape")
+        if kind == ".json":
+            try:
+                parsed = json.loads(text, parse_constant=lambda name: None)
+            except ValueError:
+                parsed = text
+            values |= parsed if isinstance(parsed, dict) else {"json": parsed}
+        else:
+            values["text" if kind == ".txt" else "cls"] = text.strip()
+    values.pop(DAMAGE_KEY, None)
+    return values

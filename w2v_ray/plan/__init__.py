@@ -1,0 +1,10 @@
+"""From inputs to shards: what there is to do, what is done, and what both say in seconds of audio.
+
+A plan is written before any audio is read and is never changed; what is pending is what is planned and not
+published. Two runs that plan the same inputs at once end with the same plan.
+"""
+
+from w2v_ray.plan.planning import Plan, make_plan
+from w2v_ray.plan.status import Status, status
+
+__all__ = ["Plan", "Status", "make_plan", "status"]

@@ -1,0 +1,124 @@
+"""What a job leaves in its output besides rows: plan files, ``job.json``, and the names that are published.
+
+Plan files are numbered and each is written once, by whoever comes first; nothing here is ever changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from w2v_ray import stores
+from w2v_ray.errors import OutputError
+from w2v_ray.schema import ITEM, SCHEMA_VERSION
+
+__all__ = ["claim_output", "num_plans", "publish_plan", "published_shards", "read_plans"]
+
+_PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
+_PART_NAME = re.compile(r"part-([0-9a-f]+)\.parquet")
+_THREADS = 8
+
+Json = str | int | float | bool | None
+
+
+def read_plans(output: str, columns: list[str] | None = None) -> pa.Table:
+    """Every planned item, plan after plan; no rows where there is no plan.
+
+    Raises:
+        OutputError: A plan file is missing or cannot be read.
+    """
+    names = _plan_names(output)
+    for number, name in enumerate(names, 1):
+        if name != _plan_name(number):
+            lost = stores.join(output, "_plan", _plan_name(number))
+            raise OutputError(f"{lost!r} is gone; restore it, or name a new output")
+
+    def read(name: str) -> pa.Table:
+        path = stores.join(output, "_plan", name)
+        try:
+            return pq.read_table(pa.BufferReader(stores.read_bytes(path)), columns=columns)
+        except Exception as error:  # each store has its own errors
+            message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
+            raise OutputError(message) from error
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        tables = list(pool.map(read, names))
+    schema = ITEM if columns is None else pa.schema([ITEM.field(name) for name in columns])
+    return pa.concat_tables([table.cast(schema) for table in tables]) if tables else schema.empty_table()
+
+
+def num_plans(output: str) -> int:
+    """How many plan files there are."""
+    return len(_plan_names(output))
+
+
+def publish_plan(output: str, items: pa.Table, number: int) -> bool:
+    """Writes plan file ``number``, from 1; False where another run has written it before.
+
+    Raises:
+        OutputError: The store refuses.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(items, sink, compression="zstd", write_page_checksum=True)
+    path = stores.join(output, "_plan", _plan_name(number))
+    return stores.publish(path, sink.getvalue().to_pybytes(), root=output, exclusive=True)
+
+
+def claim_output(output: str, job: Mapping[str, Json]) -> str:
+    """Makes the output this job's, or sees that it is, and returns the job's fingerprint.
+
+    Raises:
+        OutputError: The folder holds something else, or the output of a job with other settings.
+    """
+    job = json.loads(json.dumps(job))
+    fingerprint = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+    record = {"schema_version": SCHEMA_VERSION, "job_fingerprint": fingerprint, "job": job}
+    data = json.dumps(record, indent=2).encode()
+    path = stores.join(output, "_plan", "job.json")
+    others = [name for name in stores.list_names(output) if not name.startswith((".", "_"))]
+    if others and not stores.exists(path):
+        raise OutputError(f"output {output!r} holds {others[0]!r} and no plan; name a new or empty folder")
+    if stores.publish(path, data, root=output, exclusive=True):
+        return fingerprint
+    try:
+        found = json.loads(stores.read_bytes(path))
+        old_job, old_version = dict(found["job"]), found["schema_version"]
+    except Exception as error:
+        message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
+        raise OutputError(message) from error
+    if old_version != SCHEMA_VERSION:
+        raise OutputError(
+            f"output {output!r} has schema version {old_version}, this is {SCHEMA_VERSION}; name a new output"
+        )
+    if old_job == job:
+        return fingerprint
+    if not _plan_names(output):  # no run of the other job came further than its name
+        stores.publish(path, data, root=output)
+        return fingerprint
+    keys = sorted(key for key in old_job.keys() | job.keys() if old_job.get(key) != job.get(key))
+    changes = ", ".join(f"{key} {old_job.get(key)!r} -> {job.get(key)!r}" for key in keys)
+    raise OutputError(
+        f"output {output!r} belongs to a job with other settings ({changes}); use those, or name a new output"
+    )
+
+
+def published_shards(output: str) -> set[str]:
+    """The ids of the shards whose rows are there."""
+    matches = map(_PART_NAME.fullmatch, stores.list_names(stores.join(output, "transcripts")))
+    return {match[1] for match in matches if match}
+
+
+def _plan_names(output: str) -> list[str]:
+    names = stores.list_names(stores.join(output, "_plan"))
+    matches = [match for match in map(_PLAN_NAME.fullmatch, names) if match]
+    return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
+
+
+def _plan_name(number: int) -> str:
+    return f"plan-{number:05}.parquet"

@@ -1,0 +1,143 @@
+"""Items and shards: long recordings cut into time ranges, and items grouped in their order.
+
+All of it is a function of the entries and ``shard_seconds`` alone, so that whoever plans gets the same ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from w2v_ray.schema import ITEM
+
+__all__ = ["group", "long_seconds", "make_items", "shard_bounds", "time_ranges"]
+
+_LONG = 1.5  # ranges: a recording up to this length is not cut
+_MIN_LAST = 1 / 3  # of a range: a shorter rest stays with the range before it
+_MIN_RANGE_S = 60.0  # decoding looks for silence some seconds around a border, and borders must not meet
+_MAX_RANGE_S = 3600.0  # decoding holds the samples of a range, and refuses items of more than two hours
+
+_MAX_ITEMS = 4096
+_MAX_BYTES = 512 << 20  # of files read whole, however few seconds a high rate makes of them
+_MAX_WHOLE_BYTES = 64 << 20  # larger files are opened in place
+
+
+def long_seconds(shard_seconds: float) -> float:
+    """The length from which on a recording is cut into time ranges."""
+    return _range_seconds(shard_seconds) * _LONG
+
+
+def time_ranges(
+    start_s: float | None, end_s: float | None, duration_s: float, shard_seconds: float
+) -> list[tuple[float | None, float | None, float]]:
+    """Start, end and length of the ranges that a recording, or range of one, is planned as.
+
+    They follow each other without a gap from ``start_s`` to ``end_s``, where None is the recording's own
+    beginning or end. Inner borders are multiples of ``shard_seconds`` (of a minute or an hour at the
+    extremes) from the start.
+    """
+    if duration_s <= long_seconds(shard_seconds):
+        return [(start_s, end_s, duration_s)]
+    length_s = _range_seconds(shard_seconds)
+    count = int(duration_s // length_s)
+    if duration_s - count * length_s >= length_s * _MIN_LAST:
+        count += 1
+    borders = [(start_s or 0.0) + number * length_s for number in range(1, count)]
+    lengths = [length_s] * (count - 1) + [duration_s - (count - 1) * length_s]
+    return list(zip([start_s, *borders], [*borders, end_s], lengths, strict=True))
+
+
+def _range_seconds(shard_seconds: float) -> float:
+    return min(max(shard_seconds, _MIN_RANGE_S), _MAX_RANGE_S)
+
+
+def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: float) -> list[int]:
+    """Where each shard ends in the list of items: as many as fit in seconds, bytes and number."""
+    ends = []
+    begin, total_s, total_bytes = 0, 0.0, 0
+    for index, (seconds, size) in enumerate(zip(planned_s, num_bytes, strict=True)):
+        is_full = total_s + seconds > shard_seconds or total_bytes + size > _MAX_BYTES
+        if index > begin and (is_full or index - begin == _MAX_ITEMS):
+            ends.append(index)
+            begin, total_s, total_bytes = index, 0.0, 0
+        total_s += seconds
+        total_bytes += size
+    return [*ends, len(planned_s)] if planned_s else []
+
+
+def make_items(entries: pa.Table, shard_seconds: float) -> pa.Table:
+    """The rows of a plan.
+
+    Args:
+        entries: Rows with the fields of `Entry` and ``fingerprint``; ``duration_s`` without nulls.
+        shard_seconds: Of audio in a shard.
+
+    Returns:
+        A table of the schema ITEM, shard after shard.
+    """
+    items = _cut(entries, shard_seconds)
+    is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
+    sizes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
+    num_bytes = pc.if_else(is_whole, sizes, 0).to_pylist()
+    fingerprints = items.column("fingerprint").to_pylist()
+    shard_ids: list[str] = []
+    indices: list[int] = []
+    begin = 0
+    for end in group(items.column("planned_s").to_pylist(), num_bytes, shard_seconds):
+        shard_id = hashlib.sha256("\n".join(fingerprints[begin:end]).encode()).hexdigest()[:20]
+        shard_ids += [shard_id] * (end - begin)
+        indices += range(end - begin)
+        begin = end
+    columns = {"shard_id": pa.array(shard_ids, pa.string()), "item_index": pa.array(indices, pa.int32())}
+    return pa.table(
+        [columns[name] if name in columns else items.column(name) for name in ITEM.names], schema=ITEM
+    )
+
+
+def shard_bounds(items: pa.Table) -> Iterator[tuple[str, int, int]]:
+    """The id, first row and number of rows of each shard of a plan, in order."""
+    begin = 0
+    if items.num_rows:
+        runs = pc.run_end_encode(pa.concat_arrays(items.column("shard_id").chunks))
+        for shard_id, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            yield shard_id, begin, end - begin
+            begin = end
+
+
+def _cut(entries: pa.Table, shard_seconds: float) -> pa.Table:
+    """Adds planned_s, start_is_cut and end_is_cut; a long entry becomes several rows."""
+    names = ("start_s", "end_s", "duration_s", "fingerprint")
+    rows: list[int] = []
+    starts: list[float | None] = []
+    ends: list[float | None] = []
+    lengths: list[float] = []
+    start_cuts: list[bool] = []
+    end_cuts: list[bool] = []
+    fingerprints: list[str] = []
+    columns = (entries.column(name).to_pylist() for name in names)
+    for row, (start_s, end_s, duration_s, fingerprint) in enumerate(zip(*columns, strict=True)):
+        ranges = time_ranges(start_s, end_s, duration_s, shard_seconds)
+        for number, (range_start_s, range_end_s, length_s) in enumerate(ranges):
+            rows.append(row)
+            starts.append(range_start_s)
+            ends.append(range_end_s)
+            lengths.append(length_s)
+            start_cuts.append(number > 0)
+            end_cuts.append(number < len(ranges) - 1)
+            nth = f"@{number + 1}/{len(ranges)}" if len(ranges) > 1 else ""
+            fingerprints.append(fingerprint + nth)
+    if len(rows) > entries.num_rows:
+        entries = entries.take(pa.array(rows, pa.int64()))
+    for name, column in [("start_s", starts), ("end_s", ends)]:
+        array = pa.array(column, pa.float64())
+        entries = entries.set_column(entries.column_names.index(name), name, array)
+    return (
+        entries.drop_columns(["duration_s", "fingerprint"])
+        .append_column("planned_s", pa.array(lengths, pa.float64()))
+        .append_column("start_is_cut", pa.array(start_cuts, pa.bool_()))
+        .append_column("end_is_cut", pa.array(end_cuts, pa.bool_()))
+        .append_column("fingerprint", pa.array(fingerprints, pa.string()))
+    )

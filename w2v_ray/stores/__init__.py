@@ -1,0 +1,31 @@
+"""Everything that touches a store: files are listed, read by range and published whole.
+
+A place is a local path, a ``file://`` URL (percent-encoded, so that a name that is not UTF-8 can be
+written), or a URL of a store, with options from the environment. Chained ``::`` URLs are refused.
+"""
+
+from w2v_ray.stores.listing import FileInfo, exists, info, list_files, list_glob, list_names
+from w2v_ray.stores.places import canonical, explain, is_local, join, local_path, refusal
+from w2v_ray.stores.publishing import check_writable, publish, remove
+from w2v_ray.stores.ranges import open_range, read_bytes, read_range
+
+__all__ = [
+    "FileInfo",
+    "canonical",
+    "check_writable",
+    "exists",
+    "explain",
+    "info",
+    "is_local",
+    "join",
+    "list_files",
+    "list_glob",
+    "list_names",
+    "local_path",
+    "open_range",
+    "publish",
+    "read_bytes",
+    "read_range",
+    "refusal",
+    "remove",
+]

@@ -1,0 +1,142 @@
+"""What is in a store: one name, a folder with all below it, or what matches a pattern."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from w2v_ray.stores.places import filesystem, local_uri, split, with_retries
+
+__all__ = ["FileInfo", "exists", "info", "list_files", "list_glob", "list_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One name in a store."""
+
+    uri: str
+    """Its canonical path or URL."""
+    kind: Literal["file", "folder", "hidden", "special"]
+    """``hidden`` names begin with a dot or an underscore; ``special`` is neither a file nor a folder."""
+    size: int | None = None
+    """Bytes of a file; None where it cannot be told."""
+    version: str | None = None
+    """``mtime:<nanoseconds>`` or ``etag:<etag>`` of a file: another value means other content."""
+
+
+def info(uri: str) -> FileInfo | None:
+    """What is at ``uri``; None where nothing is.
+
+    Raises:
+        OSError: The store does not answer or refuses.
+    """
+    protocol, path = split(uri)
+    try:
+        if protocol == "file":
+            return _local_info(path, os.stat(path))
+        return _remote_info(protocol, with_retries(lambda: filesystem(protocol).info(path)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def exists(uri: str) -> bool:
+    """Whether anything is at ``uri``; errors as `info`."""
+    return info(uri) is not None
+
+
+def list_files(folder: str) -> Iterator[FileInfo]:
+    """Everything below ``folder`` in the order of its paths; nothing where there is no such folder.
+
+    Hidden names are yielded as such and not looked into; links are followed, but never in a circle.
+
+    Raises:
+        OSError: Some folder cannot be listed.
+    """
+    protocol, path = split(folder)
+    if protocol == "file":
+        yield from _walk(path, ())
+        return
+    try:
+        found = with_retries(lambda: filesystem(protocol).find(path, detail=True))
+    except FileNotFoundError:
+        return
+    for name in sorted(found):
+        parts = name.removeprefix(path.rstrip("/") + "/").split("/")
+        if any(part.startswith((".", "_")) for part in parts):
+            yield FileInfo(f"{protocol}://{name}", "hidden")
+        elif not name.endswith("/"):  # an empty object that stands for a folder
+            yield _remote_info(protocol, found[name])
+
+
+def list_names(folder: str) -> list[str]:
+    """The names right below ``folder``, sorted; none where there is no such folder.
+
+    Raises:
+        OSError: The folder cannot be listed.
+    """
+    protocol, path = split(folder)
+    try:
+        if protocol == "file":
+            return sorted(os.listdir(path))
+        found = with_retries(lambda: filesystem(protocol).ls(path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(
+        {name.rstrip("/").rpartition("/")[2] for name in found if name.strip("/") != path.strip("/")}
+    )
+
+
+def list_glob(pattern: str) -> list[FileInfo]:
+    """What matches a shell pattern (``**`` spans folders), in the order of the paths.
+
+    Raises:
+        OSError: The store does not answer or refuses.
+    """
+    protocol, path = split(pattern)
+    if protocol == "file":
+        paths = glob.glob(path, recursive=True)
+        return [found for match in sorted(set(paths)) if (found := info(local_uri(match))) is not None]
+    remote = with_retries(lambda: filesystem(protocol).glob(path, detail=True))
+    return [_remote_info(protocol, remote[name]) for name in sorted(remote)]
+
+
+def _local_info(path: str, status: os.stat_result) -> FileInfo:
+    if stat.S_ISREG(status.st_mode):
+        return FileInfo(local_uri(path), "file", status.st_size, f"mtime:{status.st_mtime_ns}")
+    return FileInfo(local_uri(path), "folder" if stat.S_ISDIR(status.st_mode) else "special")
+
+
+def _remote_info(protocol: str, found: dict[str, Any]) -> FileInfo:
+    uri = f"{protocol}://{found['name'].removeprefix('/')}"
+    if found["type"] == "directory":
+        return FileInfo(uri, "folder")
+    etag = found.get("ETag") or found.get("etag")
+    changed = found.get("LastModified") or found.get("last_modified") or found.get("created")
+    version = "etag:" + etag.strip('"') if etag else f"mtime:{changed}" if changed else None
+    return FileInfo(uri, "file", int(found["size"]), version)
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[FileInfo]:
+    try:
+        status = os.stat(folder)
+        with os.scandir(folder) as scan:
+            entries = [(entry.name + "/" * entry.is_dir(), entry) for entry in scan]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    here = (status.st_dev, status.st_ino)
+    for name, entry in sorted(entries, key=lambda pair: pair[0]):  # with the slash: the order of whole paths
+        if name.startswith((".", "_")):
+            yield FileInfo(local_uri(entry.path), "hidden")
+        elif not name.endswith("/"):
+            try:
+                yield _local_info(entry.path, entry.stat())
+            except OSError:  # a link to nothing, or a file deleted meanwhile: reading it will say so
+                yield FileInfo(local_uri(entry.path), "file")
+        elif (found := entry.stat()) and (found.st_dev, found.st_ino) in (*above, here):
+            yield FileInfo(local_uri(entry.path), "special")  # a link to a folder that holds it
+        else:
+            yield from _walk(entry.path, (*above, here))

@@ -1,0 +1,118 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+
+from w2v_ray.errors import OutputError
+from w2v_ray.stores.listing import exists
+from w2v_ray.stores.places import explain, filesystem, join, refusal, split, with_retries
+
+__all__ = ["check_writable", "publish", "remove"]
+
+
+def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool = False) -> bool:
+    """Makes ``data`` the content of ``path`` in one step: whoever reads sees all of it or nothing.
+
+    Args:
+        path: The file; folders above it are made as needed.
+        data: The content.
+        root: The folder whose ``_tmp/`` takes the unfinished local file; None: that of ``path``.
+        exclusive: Never replace a file: of several writers exactly one succeeds.
+
+    Returns:
+        Whether it was written; False only if ``exclusive`` and the file exists.
+
+    Raises:
+        OutputError: The store refuses.
+    """
+    protocol, target = split(path)
+    try:
+        if protocol == "file":
+            _publish_local(target, data, split(root)[1] if root else os.path.dirname(target), exclusive)
+        elif exclusive and protocol in ("s3", "gs"):
+            with_retries(lambda: filesystem(protocol).pipe_file(target, data, mode="create"))
+        elif exclusive and exists(path):  # other stores cannot do both at once
+            return False
+        else:
+            with_retries(lambda: filesystem(protocol).pipe_file(target, data))
+    except FileExistsError:
+        return False
+    except Exception as error:  # each store has its own errors
+        raise OutputError(f"{path!r} cannot be written ({explain(error)}); choose another output") from error
+    return True
+
+
+def remove(path: str) -> None:
+    """Deletes a file if it is there.
+
+    Raises:
+        OutputError: The store refuses.
+    """
+    protocol, target = split(path)
+    try:
+        if protocol == "file":
+            os.unlink(target)
+        elif exists(path):
+            with_retries(lambda: filesystem(protocol).rm_file(target))
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        raise OutputError(f"{path!r} cannot be deleted ({explain(error)}); check its permissions") from error
+
+
+def check_writable(output: str) -> None:
+    """Makes the folder ``output`` and sees that files can be published below it.
+
+    Raises:
+        OutputError: The place is refused, is a file, or cannot be written.
+    """
+    reason = refusal(output)
+    protocol, path = split(output)
+    if reason is None and protocol == "memory":
+        reason = "is memory, which worker processes do not share; name a folder or a store"
+    if reason is None and protocol == "file" and os.path.exists(path) and not os.path.isdir(path):
+        reason = "is a file; name a folder"
+    if reason is None:
+        probe = join(output, "_tmp", f"writable-{os.getpid()}" if protocol == "file" else "writable")
+        try:
+            publish(probe, b"w2v_ray", root=output)
+            if protocol == "file":  # elsewhere the right to delete is not needed
+                remove(probe)
+        except OutputError as error:
+            reason = f"cannot be written ({explain(error.__cause__ or error)}); name a folder that can"
+    if reason is not None:
+        raise OutputError(f"output {output!r} {reason}")
+
+
+def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None:
+    folder, name = os.path.split(target)
+    unfinished = os.path.join(root, "_tmp", f"{name}.{os.getpid()}.{random.getrandbits(48):x}")
+    for path in (folder, os.path.dirname(unfinished)):
+        os.makedirs(path, exist_ok=True)
+    try:
+        with open(unfinished, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            try:
+                os.link(unfinished, target)  # fails if the name exists, unlike a rename
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS) or os.path.exists(target):
+                    raise
+                os.replace(unfinished, target)  # a mounted store that has no hard links
+        else:
+            os.replace(unfinished, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    for path in (folder, os.path.dirname(folder)):  # the file's name, and the folder's own if it is new
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
