@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ _SETTINGS = (
     "vocab.json",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def checkpoint_file(
@@ -59,30 +57,51 @@ def checkpoint_file(
         return None
     if folder.exists():
         raise CheckpointError(f"model {str(model)!r} is a file; name the folder that holds its config.json")
-    if not _HUB_ID.fullmatch(str(model)) or str(model).startswith("."):
-        raise CheckpointError(
-            f"model folder {str(model)!r} does not exist; name a folder with a config.json or a hub id"
-        )
     return _hub_file(str(model), filename, revision, required)
 
 
 def _hub_file(model: str, filename: str, revision: str | None, required: bool) -> Path | None:
-    from huggingface_hub import hf_hub_download
+    from httpx2 import ConnectError, ConnectTimeout, HTTPError  # huggingface_hub lets these through
+    from huggingface_hub import (
+        _CACHED_NO_EXIST,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     at = f"{model!r}" + (f" at revision {revision!r}" if revision else "")
+    cached: object = None
     try:
+        cached = try_to_load_from_cache(model, filename, revision=revision)
+        if not isinstance(cached, str):
+            try:
+                get_hf_file_metadata(hf_hub_url(model, filename, revision=revision))
+            except (ConnectError, ConnectTimeout):
+                raise  # hf_hub_download would go on asking an unreachable hub for 23 s
+            except HTTPError:
+                pass  # it knows which answers to ask again for, and remembers which files do not exist
         return Path(hf_hub_download(model, filename, revision=revision))
-    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError: the hub was not reached
+    except HFValidationError as error:
         raise CheckpointError(
-            f"model {at} is neither a local folder nor in the cache, and the hub cannot be reached; "
-            "name an existing folder, or go online once"
+            f"model folder {model!r} does not exist; name a folder with a config.json or a hub id"
+        ) from error
+    # The first is a subclass of EntryNotFoundError: the hub was not reached.
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectError, ConnectTimeout) as error:
+        if cached is _CACHED_NO_EXIST and not required:
+            return None
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise CheckpointError(
+            f"model {at} is neither a local folder nor in the cache, and the hub cannot be reached "
+            f"({reason}); name an existing folder, or go online once"
         ) from error
     except EntryNotFoundError as error:
         if required:
@@ -96,9 +115,10 @@ def _hub_file(model: str, filename: str, revision: str | None, required: bool) -
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"model {model!r} is neither a local folder nor a hub repository that this account can read; check the name"
+            f"model {model!r} is neither a local folder nor a hub repository that this account can read; "
+            "check the name"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{filename} of model {at} could not be fetched ({reason}); try again"

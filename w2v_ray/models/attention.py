@@ -58,6 +58,7 @@ def choose_kernel(attn_implementation: str) -> Kernel:
     """
     if attn_implementation not in KERNELS:
         raise ConfigError(
-            f"attn_implementation is {attn_implementation!r}, expected one of {', '.join(KERNELS)}; choose one of these"
+            f"attn_implementation is {attn_implementation!r}, expected one of {', '.join(KERNELS)}; "
+            "choose one of these"
         )
     return KERNELS[attn_implementation]

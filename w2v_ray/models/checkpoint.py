@@ -5,19 +5,19 @@ Reads safetensors, whole and sharded, and ``pytorch_model.bin`` without running 
 
 from __future__ import annotations
 
-import zipfile
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from w2v_ray.errors import CheckpointError
+from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.hub import checkpoint_file, read_json_file
+from w2v_ray.models.config import Wav2Vec2Config
 
 __all__ = ["load_model", "read_weights", "save_model"]
 
@@ -25,11 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # The learned mask exists for training only, and published fine-tuned checkpoints often lack it.
 _TRAINING_ONLY = "masked_spec_embed"
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-
-
-class _Savable(Protocol):
-    def save_pretrained(self, folder: str | Path) -> None: ...
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_model(
@@ -55,6 +51,7 @@ def load_model(
 
     Raises:
         CheckpointError: A file or weight is missing, unexpected or misshapen; the message names it.
+        ConfigError: There is no dtype of that name.
     """
     weights, source = read_weights(model, revision=revision)
     weights = {_current_name(name): weight for name, weight in weights.items()}
@@ -70,7 +67,7 @@ def load_model(
     _check(expected, weights, source)
     cast = {name: weights[name].to(target) for name in expected}
     module.load_state_dict(cast, assign=True)
-    return module.eval().requires_grad_(False)
+    return module.eval()
 
 
 def read_weights(model: str | Path, *, revision: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
@@ -98,7 +95,8 @@ def read_weights(model: str | Path, *, revision: str | None = None) -> tuple[dic
             weights |= _read_file(shard_path)
         return weights, str(path)
     raise CheckpointError(
-        f"model {str(model)!r} has neither model.safetensors nor pytorch_model.bin; name a checkpoint with torch weights"
+        f"model {str(model)!r} has neither model.safetensors nor pytorch_model.bin; "
+        "name a checkpoint with torch weights"
     )
 
 
@@ -108,17 +106,14 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         # Never a plain unpickle: that would run whatever code the file holds.
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch's text advises to read it with the safety off
+            reason = "it is damaged or holds objects that are not tensors"
         raise CheckpointError(f"{path} cannot be read as weights ({reason}); fetch the file again") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(weight, torch.Tensor) for name, weight in weights.items()
+    ):
         raise CheckpointError(
             f"{path} does not hold a mapping of names to tensors; name a checkpoint of a model"
         )
@@ -139,7 +134,7 @@ def _dtype(dtype: torch.dtype | str, weights: Mapping[str, torch.Tensor]) -> tor
     if dtype == "auto":
         return next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32)
     if dtype not in _DTYPES:
-        raise CheckpointError(f"dtype is {dtype!r}, expected auto, {', '.join(_DTYPES)}; choose one of these")
+        raise ConfigError(f"dtype is {dtype!r}, expected auto, {', '.join(_DTYPES)}; choose one of these")
     return _DTYPES[dtype]
 
 
@@ -164,14 +159,17 @@ def _check(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
         raise CheckpointError(f"{source} {' and '.join(faults)}; use a checkpoint that fits its config.json")
 
 
-def save_model(module: nn.Module, config: _Savable, folder: str | Path) -> None:
+def save_model(module: nn.Module, config: Wav2Vec2Config, folder: str | Path) -> None:
     """Writes ``config.json`` and ``model.safetensors`` as transformers reads them.
 
     Args:
         module: Its weights are written in the dtype they have.
-        config: Written by its own ``save_pretrained``, with the class name as ``architectures``.
+        config: Written with the class and the dtype of ``module``, whatever it was loaded from.
         folder: Created if need be.
     """
-    config.save_pretrained(folder)
+    dtype = next(module.parameters()).dtype
+    extra = {k: v for k, v in config.extra.items() if k != "torch_dtype"}  # the older name of dtype
+    extra |= {"architectures": [type(module).__name__], "dtype": str(dtype).removeprefix("torch.")}
+    dataclasses.replace(config, extra=extra).save_pretrained(folder)
     weights = {name: weight.detach().contiguous().cpu() for name, weight in module.state_dict().items()}
     save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})

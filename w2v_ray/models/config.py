@@ -8,10 +8,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from w2v_ray.errors import CheckpointError, ConfigError
+from w2v_ray.errors import CheckpointError, ConfigError, W2vRayError
 from w2v_ray.hub import checkpoint_file, read_json_file
 
 __all__ = ["Wav2Vec2Config"]
+
+_KINDS = {
+    "int": int,
+    "float": float | int,
+    "bool": bool,
+    "str": str,
+    "int | None": int | None,
+}
+_COUNTS = {
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+    "mask_time_length",
+    "mask_feature_length",
+}
+_SHARES = {
+    "hidden_dropout",
+    "activation_dropout",
+    "attention_dropout",
+    "feat_proj_dropout",
+    "final_dropout",
+    "layerdrop",
+    "mask_time_prob",
+    "mask_feature_prob",
+}
 
 
 @dataclass(kw_only=True)
@@ -22,7 +51,8 @@ class Wav2Vec2Config:
     ``extra`` and written back by ``save_pretrained``.
 
     Raises:
-        ConfigError: Two options contradict each other; the message names both.
+        ConfigError: An option is of the wrong kind or out of bounds, or two contradict each other; the
+            message names them.
     """
 
     model_type = "wav2vec2"
@@ -85,26 +115,42 @@ class Wav2Vec2Config:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation"):
-            setattr(self, name, tuple(getattr(self, name)))
+        for option in dataclasses.fields(self):
+            name, value = option.name, getattr(self, option.name)
+            if option.type == "tuple[int, ...]":
+                if not isinstance(value, list | tuple) or not all(
+                    isinstance(v, int) and v > 0 for v in value
+                ):
+                    raise ConfigError(
+                        f"{name} is {value!r}, expected a list of whole numbers above 0; mend config.json"
+                    )
+                setattr(self, name, tuple(value))
+            elif name != "extra" and not isinstance(value, _KINDS[str(option.type)]):
+                raise ConfigError(f"{name} is {value!r}, expected {option.type}; mend config.json")
+            elif name in _COUNTS and value < 1:
+                raise ConfigError(f"{name} is {value!r}, expected at least 1; mend config.json")
+            elif name in _SHARES and not 0 <= value <= 1:
+                raise ConfigError(f"{name} is {value!r}, expected from 0 to 1; mend config.json")
         if not len(self.conv_dim) == len(self.conv_stride) == len(self.conv_kernel) > 0:
             raise ConfigError(
-                f"conv_dim, conv_stride and conv_kernel have {len(self.conv_dim)}, {len(self.conv_stride)} and "
-                f"{len(self.conv_kernel)} entries, expected the same number, at least one; mend config.json"
+                f"conv_dim, conv_stride and conv_kernel have {len(self.conv_dim)}, {len(self.conv_stride)} "
+                f"and {len(self.conv_kernel)} entries, expected equally many, at least one; mend config.json"
             )
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads "
-                f"({self.num_attention_heads}); mend config.json"
-            )
-        if self.feat_extract_norm not in ("group", "layer"):
-            raise ConfigError(
-                f"feat_extract_norm is {self.feat_extract_norm!r}, expected 'group' or 'layer'; mend config.json"
-            )
-        if self.ctc_loss_reduction not in ("sum", "mean"):
-            raise ConfigError(
-                f"ctc_loss_reduction is {self.ctc_loss_reduction!r}, expected 'sum' or 'mean'; mend config.json"
-            )
+        for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise ConfigError(
+                    f"hidden_size is {self.hidden_size}, expected a multiple of {name} "
+                    f"({getattr(self, name)}); mend config.json"
+                )
+        for name, choices in (
+            ("feat_extract_norm", ("group", "layer")),
+            ("ctc_loss_reduction", ("sum", "mean")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, choices))}; "
+                    "mend config.json"
+                )
 
     @property
     def hop_samples(self) -> int:
@@ -127,36 +173,34 @@ class Wav2Vec2Config:
         """Builds a config from the object of a ``config.json``.
 
         Raises:
-            CheckpointError: ``model_type`` is another one, or a value is of the wrong kind.
-            ConfigError: Two options contradict each other.
+            CheckpointError: ``model_type`` is another one.
+            ConfigError: As of the constructor.
         """
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
-                f"model_type is {found!r}, expected {cls.model_type!r}; name a checkpoint of the wav2vec2 family"
+                f"model_type is {found!r}, expected {cls.model_type!r}; name a checkpoint of that family"
             )
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         # None stands for "the default" in files that older versions wrote, except where None is a value.
         nullable = {"adapter_attn_dim", "output_hidden_size"}
         taken = {k: v for k, v in values.items() if k in known and (v is not None or k in nullable)}
         extra = {k: v for k, v in values.items() if k not in known and k != "model_type"}
-        try:
-            return cls(**taken, extra=extra)
-        except TypeError as error:
-            raise CheckpointError(f"config.json has a value of the wrong type ({error}); mend it") from error
+        return cls(**taken, extra=extra)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, *, revision: str | None = None) -> Self:
         """Reads ``config.json`` of a folder or hub id.
 
         Raises:
-            CheckpointError: The file is missing, malformed or of another model type.
+            CheckpointError: The file is missing, malformed, contradicts itself or is of another model type.
         """
         path = checkpoint_file(model, "config.json", revision=revision)
         assert path is not None
+        values = read_json_file(path)
         try:
-            return cls.from_dict(read_json_file(path))
-        except ConfigError as error:
+            return cls.from_dict(values)
+        except W2vRayError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Wav2Vec2BaseModelOutput(_Output):
     Attributes:
         last_hidden_state: (batch, num_frames, hidden_size).
         extract_features: (batch, num_frames, conv_dim[-1]), what the convolutions gave, normalised.
-        hidden_states: The input of the first layer and the output of each, num_hidden_layers + 1 tensors.
+        hidden_states: The input of the first layer and the output of each, num_hidden_layers + 1 tensors;
+            in models that normalise first, the last one before the norm that closes the encoder.
         attentions: The attention probabilities of each layer, (batch, heads, num_frames, num_frames).
     """
 

@@ -31,7 +31,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
-    "selu": F.selu,
     "silu": F.silu,
     "swish": F.silu,
 }
@@ -60,12 +59,14 @@ class _TrueLengthGroupNorm(nn.GroupNorm):
         if lengths is None:
             return super().forward(x_BCL)
         valid_B1L = _valid(lengths, x_BCL.shape[-1])[:, None]
-        count_B11 = lengths.clamp(min=1)[:, None, None].to(x_BCL.dtype)
-        mean_BC1 = x_BCL.masked_fill(~valid_B1L, 0).sum(-1, keepdim=True) / count_B11
-        centred_BCL = (x_BCL - mean_BC1).masked_fill(~valid_B1L, 0)
+        count_B11 = lengths.clamp(min=1)[:, None, None]
+        # As torch's own kernel does: float16 cannot even count the frames of 21 seconds.
+        wide_BCL = x_BCL.to(torch.promote_types(x_BCL.dtype, torch.float32))
+        mean_BC1 = wide_BCL.masked_fill(~valid_B1L, 0).sum(-1, keepdim=True) / count_B11
+        centred_BCL = (wide_BCL - mean_BC1).masked_fill(~valid_B1L, 0)
         variance_BC1 = centred_BCL.square().sum(-1, keepdim=True) / count_B11
         normed_BCL = centred_BCL * torch.rsqrt(variance_BC1 + self.eps)
-        return normed_BCL * self.weight[:, None] + self.bias[:, None]
+        return (normed_BCL * self.weight[:, None] + self.bias[:, None]).to(x_BCL.dtype)
 
 
 class Wav2Vec2ConvLayer(nn.Module):
@@ -184,7 +185,8 @@ class Wav2Vec2FeedForward(nn.Module):
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
         x_BLE = self.intermediate_dropout(self.activation(self.intermediate_dense(x_BLE)))
-        return self.output_dropout(self.output_dense(x_BLE))
+        x_BLE = self.output_dropout(self.output_dense(x_BLE))
+        return x_BLE
 
 
 class Wav2Vec2EncoderLayer(nn.Module):
@@ -243,7 +245,6 @@ class Wav2Vec2Encoder(nn.Module):
                 attentions.append(attention_BHLL)
         if self.norm_first:
             x_BLE = self.layer_norm(x_BLE)
-            hidden_states[-1] = x_BLE
         return x_BLE, hidden_states, attentions
 
 
@@ -266,7 +267,8 @@ class Wav2Vec2Model(nn.Module):
         for option in ("add_adapter", "adapter_attn_dim"):
             if getattr(config, option):
                 raise ConfigError(
-                    f"{option} is {getattr(config, option)!r}, which this version does not build"
+                    f"{option} is {getattr(config, option)!r}, which is not built here; "
+                    "name a checkpoint without adapters"
                 )
         self.config = config
         self.attn_implementation = attn_implementation
@@ -496,7 +498,9 @@ def _initialize(config: Wav2Vec2Config, module: nn.Module) -> None:
     """The published initial distributions, for training from scratch."""
     if isinstance(module, Wav2Vec2PositionalConvEmbedding):
         conv = module.conv
-        nn.init.normal_(conv.weight, std=2 * (conv.kernel_size[0] * conv.in_channels) ** -0.5)
+        # Assigned, as a weight under weight norm is computed anew whenever it is read.
+        std = 2 * (conv.kernel_size[0] * conv.in_channels) ** -0.5
+        conv.weight = nn.init.normal_(torch.empty_like(conv.weight), std=std)
         nn.init.zeros_(conv.bias)
     elif isinstance(module, Wav2Vec2FeatureProjection):
         bound = module.projection.in_features**-0.5

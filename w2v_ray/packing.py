@@ -1,0 +1,42 @@
+"""A shard as one row: every column of its table becomes one list, and back.
+
+Ray may split a block between rows but never a row, so a packed shard stays whole, and a stage that
+needs a batch size, as Ray demands of stages on a GPU, takes it with ``batch_size=1``.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+__all__ = ["pack", "unpack"]
+
+
+def pack(table: pa.Table) -> pa.Table:
+    """Turns a table of any length into a table of one row, each column a large_list of its values."""
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        values = column.chunk(0) if column.num_chunks == 1 else _concatenate(column)
+        columns[name] = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+    return pa.table(columns)
+
+
+def unpack(table: pa.Table) -> pa.Table:
+    """Turns the one row that ``pack`` made back into the table.
+
+    Raises:
+        ValueError: The table has another number of rows.
+    """
+    if table.num_rows != 1:
+        raise ValueError(
+            f"a packed table has one row, this one has {table.num_rows}; pass rows one at a time"
+        )
+    # flatten() honours offsets, so a slice of a larger block unpacks to its own values only
+    return pa.table({name: _concatenate(table.column(name)).flatten() for name in table.column_names})
+
+
+def _concatenate(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):  # of several chunks where one array cannot hold them
+        return pa.concat_arrays(combined.chunks)
+    return combined
