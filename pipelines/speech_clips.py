@@ -46,7 +46,7 @@ class Utterance:
 
 
 def split_of(source: str, speaker: str) -> str:
-    """"train", "dev" or "test", by speaker: a speaker is never in two of them."""
+    """ "train", "dev" or "test", by speaker: a speaker is never in two of them."""
     if source == "digits":
         return "test" if speaker == DIGIT_TEST_SPEAKER else "train"
     bucket = int(hashlib.sha256(speaker.encode()).hexdigest(), 16) % 100
@@ -100,7 +100,9 @@ def at_speeds(clips: list[Clip]) -> list[list[Clip]]:
             if speed == 1.0:
                 of_clip.append(clip)
                 continue
-            samples = torchaudio.functional.resample(torch.from_numpy(clip.samples), int(speed * 100), 100).numpy()
+            samples = torchaudio.functional.resample(
+                torch.from_numpy(clip.samples), int(speed * 100), 100
+            ).numpy()
             start, end = int(clip.start / speed), min(len(samples), int(clip.end / speed))
             of_clip.append(Clip(clip.source, clip.speaker, clip.word, samples, start, end))
         variants.append(of_clip)

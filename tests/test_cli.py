@@ -1,0 +1,173 @@
+"""The command line: exit codes, one-sentence errors that come fast, help that can be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from w2v_ray import demo
+
+# Where no model has to load, an error must come within five seconds on an idle machine.
+SECONDS_FOR_AN_ERROR = 5.0
+
+
+def command(*args: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "w2v_ray.cli", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def transcribe(source: Path | str, output: Path | str, *more: str) -> list[str]:
+    return ["transcribe", str(source), "--output", str(output), "--model", str(demo.CHECKPOINT), *more]
+
+
+def audio_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for file in sorted(demo.ARCHIVE.glob("*.flac")):
+        shutil.copy(file, folder)
+    return folder
+
+
+def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Name -> arguments, and what the error must name."""
+    full = audio_folder(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "notes.md").write_text("no audio here")
+    blocked = tmp_path / "a_file"
+    blocked.write_text("")
+    no_weights = tmp_path / "no_weights"
+    shutil.copytree(demo.CHECKPOINT, no_weights, ignore=shutil.ignore_patterns("*.safetensors"))
+    job = tmp_path / "job.yaml"
+    job.write_text("inputs: [in]\noutput: out\nmodel: checkpoint\nshard_second: 60\n")
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    (strangers / "thesis.txt").write_text("mine")
+    out = tmp_path / "out"
+    return {
+        "empty folder": (transcribe(empty, out), [str(empty)]),
+        "folder without audio": (transcribe(texts, out), [str(texts)]),
+        "no such input": (transcribe(tmp_path / "absent", out), [str(tmp_path / "absent")]),
+        "no such model": (
+            [*transcribe(full, out)[:-1], str(tmp_path / "no_model")],
+            ["no_model", "config.json"],
+        ),
+        "model without weights": (
+            [*transcribe(full, out)[:-1], str(no_weights)],
+            [str(no_weights), "safetensors"],
+        ),
+        "output below a file": (transcribe(full, blocked / "out"), [str(blocked)]),
+        "output of somebody else": (transcribe(full, strangers), [str(strangers)]),
+        "misspelt key": (["run", str(job)], ["'shard_second'", "'shard_seconds'"]),
+        "no such job file": (["run", str(tmp_path / "no.yaml")], ["no.yaml"]),
+        "shard too short": (transcribe(full, out, "--shard-seconds", "1"), ["shard_seconds", "10"]),
+        "status of nothing": (["status", str(tmp_path / "nothing")], ["nothing"]),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "empty folder",
+        "folder without audio",
+        "no such input",
+        "no such model",
+        "model without weights",
+        "output below a file",
+        "output of somebody else",
+        "misspelt key",
+        "no such job file",
+        "shard too short",
+        "status of nothing",
+    ],
+)
+def test_bad_arguments_give_one_clear_sentence(case: str, tmp_path: Path) -> None:
+    arguments, named = bad_arguments(tmp_path)[case]
+    result = command(*arguments)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("w2v-ray: ")
+    for text in named:
+        assert text in lines[0]
+    assert not (tmp_path / "out" / "transcripts").exists()
+
+
+def test_errors_come_before_torch_and_ray_are_loaded(tmp_path: Path) -> None:
+    """What makes an error slow is importing torch and starting Ray; neither may happen for one."""
+    script = (
+        "import sys; from w2v_ray.cli import main; code = main(sys.argv[1:]); "
+        "print(code, 'torch' in sys.modules, 'ray' in sys.modules and sys.modules['ray'].is_initialized())"
+    )
+    for name, (arguments, _) in bad_arguments(tmp_path).items():
+        began = time.monotonic()
+        result = subprocess.run(
+            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert result.stdout.split() == ["2", "False", "False"], f"{name}: {result.stdout} {result.stderr}"
+        assert time.monotonic() - began < 4 * SECONDS_FOR_AN_ERROR, name  # far above: machines are shared
+
+
+def test_unknown_options_and_no_command_are_bad_arguments() -> None:
+    for arguments in (
+        [],
+        ["transcribe"],
+        ["transcribe", "a", "--output", "b", "--model", "c", "--dtype", "int3"],
+    ):
+        assert command(*arguments).returncode == 2
+
+
+def test_help_and_version_are_quick_and_complete() -> None:
+    for arguments in (
+        ["--help"],
+        ["transcribe", "--help"],
+        ["demo", "--help"],
+        ["status", "--help"],
+        ["run", "--help"],
+    ):
+        result = command(*arguments)
+        assert result.returncode == 0
+        assert max(map(len, result.stdout.splitlines())) <= 120
+    assert "--max-reject-rate" in command("transcribe", "--help").stdout
+    assert command("--version").stdout.startswith("w2v-ray ")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = command("--help")
+    result = command(*transcribe(tmp_path / "absent", tmp_path / "out", "--debug"))
+    assert "Traceback" in result.stderr
+
+
+def test_json_is_one_line_and_rejects_set_the_exit_code(tmp_path: Path) -> None:
+    folder = audio_folder(tmp_path)
+    (folder / "broken.wav").write_bytes(b"RIFF not really")
+    arguments = transcribe(folder, tmp_path / "out", "--json", "--max-reject-rate", "0.1")
+    result = command(*arguments)
+    assert result.returncode == 3, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["num_rejects"] == 1
+    assert summary["rejects_by_reason"] == {"DecodeError": 1}
+    assert "--max-reject-rate" in result.stderr
+
+    again = command(*arguments)
+    assert again.returncode == 3  # nothing is left to do, and the share is as high as before
+    assert json.loads(again.stdout)["num_rows"] == 0
+
+    status = json.loads(command("status", str(tmp_path / "out"), "--json").stdout)
+    assert status["num_rejects"] == 1
+    assert status["pending_s"] == 0
+    shown = command("status", str(tmp_path / "out")).stdout
+    assert "1 x DecodeError" in shown

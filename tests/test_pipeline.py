@@ -1,0 +1,265 @@
+"""The whole flow on a real Ray: what goes in comes out once, whatever is done twice, killed or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import soundfile
+
+from w2v_ray import ConfigError, JobConfig, OutputError, demo, run, schema
+from w2v_ray.pipeline import Pools
+from w2v_ray.progress import Progress
+
+MODEL = str(demo.CHECKPOINT)
+
+
+def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, object]]:
+    if not (output / table).exists():
+        return []
+    return (
+        pq.read_table(output / table)
+        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
+        .to_pylist()
+    )
+
+
+def without_shards(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{name: value for name, value in row.items() if name != "shard_id"} for row in rows]
+
+
+def words_of(rows: list[dict[str, object]]) -> list[str]:
+    return " ".join(str(row["text"]) for row in rows).split()
+
+
+def connected_speech(seconds: float) -> np.ndarray:
+    """Real words of the demo's archive end to end, with half a second of quiet between utterances."""
+    pieces: list[np.ndarray] = []
+    rng = np.random.default_rng(3)
+    files = [f for f in sorted(demo.ARCHIVE.iterdir()) if f.suffix in (".flac", ".wav", ".mp3")]
+    while sum(map(len, pieces)) < seconds * schema.SAMPLE_RATE_HZ:
+        samples, rate = soundfile.read(files[int(rng.integers(len(files)))], dtype="float32")
+        assert rate == schema.SAMPLE_RATE_HZ
+        pieces += [samples, 1e-4 * rng.standard_normal(8000).astype(np.float32)]
+    return np.concatenate(pieces)[: int(seconds * schema.SAMPLE_RATE_HZ)]
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, list[Progress]]:
+    output = tmp_path_factory.mktemp("demo") / "out"
+    seen: list[Progress] = []
+    summary = run(
+        JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30),
+        on_progress=seen.append,
+    )
+    assert summary.num_items == summary.num_rows == 24
+    assert summary.num_rejects == 0
+    return output, seen
+
+
+def test_the_demo_archive_becomes_a_table(demo_run: tuple[Path, list[Progress]]) -> None:
+    output, seen = demo_run
+    files = sorted((output / "transcripts").iterdir())
+    assert len(files) >= 3  # 97 s in shards of 30
+    for file in files:
+        written = pq.read_schema(file)
+        assert written.names == schema.TRANSCRIPT.names
+        assert written.types == schema.TRANSCRIPT.types
+    rows = rows_of(output)
+    assert len({row["segment_id"] for row in rows}) == len(rows) == 24
+    for row in rows:
+        assert f"part-{row['shard_id']}.parquet" in {file.name for file in files}
+        words = row["words"]
+        assert isinstance(words, list)
+        assert [word["word"] for word in words] == str(row["text"]).split()
+        times = [t for word in words for t in (word["start_s"], word["end_s"])]
+        assert times == sorted(times)
+        assert all(0 <= t <= row["end_s"] + 0.03 for t in times)
+        assert all(0 <= word["confidence"] <= 1 for word in words)
+    codecs = {row["codec"] for row in rows}
+    assert "FLAC/PCM_16" in codecs
+    assert len(codecs) == 5
+    assert seen[-1].done_s == pytest.approx(seen[-1].planned_s)
+    assert seen[-1].num_shards_done == seen[-1].num_shards == len(files)
+
+
+def test_most_words_of_unseen_speakers_are_recognised(demo_run: tuple[Path, list[Progress]]) -> None:
+    from w2v_ray.metrics import word_error_rate
+
+    pairs = [(said, recognised) for said, recognised, _ in demo.results(str(demo_run[0]))]
+    assert word_error_rate(pairs) < 0.3
+
+
+def test_a_second_run_does_nothing_and_a_lost_file_alone_is_done_again(
+    demo_run: tuple[Path, list[Progress]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(demo_run[0], output)
+    job = JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30)
+    before = rows_of(output)
+    assert run(job).num_rows == 0
+    files = sorted((output / "transcripts").iterdir())
+    files[1].unlink()
+    times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+    summary = run(job)
+    assert summary.num_shards_before == len(files) - 1
+    assert 0 < summary.num_rows < 24
+    assert rows_of(output) == before
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+
+
+def test_another_job_in_the_same_output_is_refused(demo_run: tuple[Path, list[Progress]]) -> None:
+    with pytest.raises(OutputError, match="max_segment_seconds"):
+        run(
+            JobConfig(
+                inputs=demo.INPUTS,
+                output=str(demo_run[0]),
+                model=MODEL,
+                shard_seconds=30,
+                max_segment_seconds=9,
+            )
+        )
+
+
+def test_new_files_are_planned_and_old_ones_left(ray_session: None, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    first, second, *_ = sorted(demo.ARCHIVE.glob("*.flac"))
+    shutil.copy(first, folder)
+    job = JobConfig(inputs=(str(folder),), output=str(output), model=MODEL)
+    assert run(job).num_rows == 1
+    shutil.copy(second, folder)
+    summary = run(job)
+    assert (summary.num_rows, summary.num_shards_before, summary.num_shards) == (1, 1, 2)
+    assert len(rows_of(output)) == 2
+
+
+def test_cuts_of_a_long_recording_lose_and_double_nothing(ray_session: None, tmp_path: Path) -> None:
+    """A recording of many shards gives the words that its pieces give as files of their own."""
+    speech = connected_speech(200)
+    long = tmp_path / "long"
+    long.mkdir()
+    soundfile.write(long / "day.flac", speech, schema.SAMPLE_RATE_HZ)
+    run(JobConfig(inputs=(str(long),), output=str(tmp_path / "whole"), model=MODEL, shard_seconds=40))
+    rows = rows_of(tmp_path / "whole")
+    assert len({row["shard_id"] for row in rows}) == 5
+    edges = [(float(str(row["start_s"])), float(str(row["end_s"]))) for row in rows]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == pytest.approx(200)
+    for (_, end), (start, _) in pairwise(edges):
+        assert start == pytest.approx(end, abs=1e-6)  # gap-free and without overlap
+
+    pieces = tmp_path / "pieces"
+    pieces.mkdir()
+    shards = list(dict.fromkeys(row["shard_id"] for row in rows))
+    for index, shard in enumerate(shards):
+        own = [edge for edge, row in zip(edges, rows, strict=True) if row["shard_id"] == shard]
+        start, end = (round(t * schema.SAMPLE_RATE_HZ) for t in (own[0][0], own[-1][1]))
+        soundfile.write(pieces / f"{index}.flac", speech[start:end], schema.SAMPLE_RATE_HZ)
+    run(JobConfig(inputs=(str(pieces),), output=str(tmp_path / "apart"), model=MODEL, shard_seconds=100))
+    assert words_of(rows) == words_of(rows_of(tmp_path / "apart"))
+    assert len(words_of(rows)) > 100
+
+
+def test_a_killed_driver_loses_and_doubles_nothing(ray_session: None, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    speech = connected_speech(240)
+    for index in range(12):
+        part = speech[index * 320_000 : (index + 1) * 320_000]
+        soundfile.write(folder / f"{index:02}.wav", part, schema.SAMPLE_RATE_HZ)
+    (folder / "broken.wav").write_bytes(b"nothing that decodes")
+    settings = {"model": MODEL, "shard_seconds": 20.0}
+    clean = run(JobConfig(inputs=(str(folder),), output=str(tmp_path / "clean"), **settings))
+    assert clean.num_rejects == 1
+
+    output = tmp_path / "killed"
+    command = [sys.executable, "-m", "w2v_ray.cli", "transcribe", str(folder), "--output", str(output)]
+    command += ["--model", MODEL, "--shard-seconds", "20", "--encoder-threads", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((output / "transcripts").glob("*.parquet")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no shard was published in two minutes"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    published = {file.name for file in (output / "transcripts").iterdir()}
+    assert 0 < len(published) < clean.num_shards
+
+    summary = run(JobConfig(inputs=(str(folder),), output=str(output), **settings))
+    assert summary.num_shards_before >= len(published)
+    assert rows_of(output) == rows_of(tmp_path / "clean")
+    assert rows_of(output, "rejects") == rows_of(tmp_path / "clean", "rejects")
+    ids = [row["segment_id"] for row in rows_of(output)]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_file_of_the_real_collection_has_one_outcome(
+    shared_data: Path, ray_session: None, tmp_path: Path
+) -> None:
+    folders = [shared_data / name for name in ("libri", "misc/audio", "misc/derived", "misc/broken")]
+    files = {
+        str(file)
+        for folder in folders
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix not in (".csv", ".TXT", ".txt", ".md")
+    }
+    listing = tmp_path / "all.txt"
+    listing.write_text("".join(f"{file}\n" for file in sorted(files)))
+    output = tmp_path / "out"
+    summary = run(JobConfig(inputs=(str(listing),), output=str(output), model=MODEL, shard_seconds=300))
+    done, rejects = rows_of(output), rows_of(output, "rejects")
+    assert summary.num_items == len(files)
+    recognised = {row["uri"] for row in done}
+    refused = {str(row["uri"]): row for row in rejects}
+    assert recognised | refused.keys() == files
+    assert not recognised & refused.keys()
+    names = {Path(uri).name for uri in refused}
+    # headerless samples and the malformed files, and nothing else
+    assert {"awful.wav", "bad.wav", "evil.wav", "null.wav"} <= names
+    assert all(name.endswith(".raw") for name in names - {"awful.wav", "bad.wav", "evil.wav", "null.wav"})
+    assert refused[str(shared_data / "misc/broken/null.wav")]["error_class"] == "EmptyAudioError"
+    assert refused[str(shared_data / "misc/broken/evil.wav")]["error_class"] == "AudioLimitError"
+
+    encodings = [row for row in done if "/misc/derived/" in str(row["uri"])]
+    durations = {}
+    for row in encodings:
+        durations[row["uri"]] = durations.get(row["uri"], 0) + float(str(row["duration_s"]))
+    assert len(durations) == 21
+    assert max(durations.values()) - min(durations.values()) <= 0.1
+
+
+def test_pools_leave_room_for_readers_and_refuse_what_cannot_run() -> None:
+    job = JobConfig(inputs=("a",), output="b", model="c")
+    for cpus in (1, 2, 3, 8, 64):
+        pools = Pools.for_cluster(job, cpus=cpus, gpus=0)
+        left = cpus - pools.num_encoders * pools.encoder_cpus - pools.num_decoders * pools.decoder_cpus
+        assert left >= pools.task_cpus > 0
+    assert Pools.for_cluster(job, cpus=64, gpus=4).num_encoders == 4
+    with pytest.raises(ConfigError, match="no GPU"):
+        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", device="cuda"), cpus=8, gpus=0)
+    with pytest.raises(ConfigError, match="num_decoders"):
+        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_decoders=99), cpus=2, gpus=0)
+    with pytest.raises(ConfigError, match="num_encoders"):
+        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_encoders=5), cpus=8, gpus=2)
+
+
+def test_a_summary_is_one_line_of_json(demo_run: tuple[Path, list[Progress]]) -> None:
+    summary = run(JobConfig(inputs=demo.INPUTS, output=str(demo_run[0]), model=MODEL, shard_seconds=30))
+    assert json.loads(summary.to_json())["num_shards"] == summary.num_shards_before
+    assert ray.is_initialized()  # a run leaves a Ray that it did not start
+    assert isinstance(pq.read_schema(next((demo_run[0] / "transcripts").iterdir())), pa.Schema)

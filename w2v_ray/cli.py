@@ -1,0 +1,220 @@
+"""The command ``w2v-ray``: it parses arguments, calls the library, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+
+from w2v_ray import __version__
+from w2v_ray.config import JobConfig, load_job
+from w2v_ray.errors import CheckpointError, ConfigError, InputError, OutputError, W2vRayError
+
+__all__ = ["main"]
+
+_EXIT_CODES = """\
+exit codes:
+  0    all done
+  1    the job failed; what is published stays, and the same command goes on from there
+  2    the arguments, or what they name, cannot be used; nothing was started
+  3    done, with a share of rejects above --max-reject-rate
+  130  interrupted; the same command goes on from there
+"""
+_EXAMPLES = """\
+examples:
+  w2v-ray demo
+  w2v-ray transcribe recordings/ --output out --model facebook/wav2vec2-base-960h
+  w2v-ray transcribe s3://bucket/archive list.jsonl 'more/*.tar' --output s3://bucket/out --model ./checkpoint
+  w2v-ray status out
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return _COMMANDS[args.command](args)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if args.debug:
+            raise
+        known = isinstance(error, W2vRayError)
+        text = " ".join(str(error).split()) if known else _last_line(error)
+        print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | InputError | OutputError | CheckpointError) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks and the log of every worker")
+    common.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
+
+    parser = argparse.ArgumentParser(
+        prog="w2v-ray",
+        description="Turn audio archives into tables of transcripts.",
+        epilog=_EXAMPLES + "\n" + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"w2v-ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="transcribe the small archive of real speech that comes with the package",
+        description="Transcribe the archive that comes with the package, with the checkpoint beside it.",
+    )
+    demo.add_argument(
+        "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"
+    )
+
+    transcribe = commands.add_parser(
+        "transcribe",
+        parents=[common],
+        help="transcribe recordings to a folder of Parquet files",
+        description="Transcribe recordings to Parquet files. Running it again does only what is missing.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _job_arguments(transcribe)
+
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="run a job file",
+        description="Run a job from a YAML file whose keys are those of w2v_ray.JobConfig.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("job", metavar="JOB.yaml", help="the job file")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
+
+    status = commands.add_parser(
+        "status",
+        parents=[common],
+        help="say what is done, pending and rejected, in hours of audio",
+        description="Say what of a job's output is done, pending and rejected, in hours of audio.",
+    )
+    status.add_argument("output", metavar="OUT", help="the output folder of a job")
+    return parser
+
+
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(JobConfig)}
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="folder, glob, audio file, .txt list, .jsonl manifest or WebDataset .tar; path or fsspec URL",
+    )
+    parser.add_argument("--output", required=True, metavar="OUT", help="folder or URL to write")
+    parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    choices = {
+        "device": ("auto, cpu, cuda or cuda:N", None),
+        "attn_implementation": ("attention kernel", ("eager", "sdpa")),
+        "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
+    }
+    for name, (text, allowed) in choices.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            default=defaults[name],
+            choices=allowed,
+            help=f"{text} (default: %(default)s)",
+        )
+    numbers = {
+        "shard_seconds": "seconds of audio in a shard, the unit of work and of one output file",
+        "max_segment_seconds": "longest piece the encoder takes at once, in seconds",
+        "max_reject_rate": "share of items, 0 to 1, that may be rejected before the exit code is 3",
+    }
+    for name, text in numbers.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=defaults[name],
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
+    counts = {
+        "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
+        "encoder_threads": "CPU threads of each encoder (default: all cores)",
+        "num_decoders": "text decoder workers (default: by the machine's size)",
+    }
+    for name, text in counts.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+
+
+def _transcribe(args: argparse.Namespace) -> int:
+    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JobConfig)}
+    return _run_job(JobConfig(**values | {"inputs": tuple(args.inputs)}), args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    return _run_job(load_job(args.job, args.overrides), args)
+
+
+def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
+    from w2v_ray import console
+
+    with console.shown_progress(quiet=args.json) as on_progress:
+        from w2v_ray.pipeline import run  # Ray and torch load behind the first line of progress
+
+        summary = run(job, on_progress=on_progress)
+    if args.json:
+        print(summary.to_json())
+    else:
+        console.show_summary(summary)
+    if summary.reject_rate > job.max_reject_rate:
+        print(
+            f"w2v-ray: {summary.reject_rate:.1%} of the items were rejected, above --max-reject-rate "
+            f"{job.max_reject_rate:g}; see rejects/ in {job.output} for the reason of each",
+            file=sys.stderr,
+        )
+        return 3
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from w2v_ray import console, demo
+
+    demo.clear(args.output)
+    job = JobConfig(inputs=demo.INPUTS, output=args.output, model=str(demo.CHECKPOINT), shard_seconds=30)
+    code = _run_job(job, args)
+    if not args.json:
+        console.show_demo(args.output)
+    return code
+
+
+def _status(args: argparse.Namespace) -> int:
+    from w2v_ray import console
+    from w2v_ray.plan import status
+
+    found = status(args.output)
+    if args.json:
+        print(found.to_json())
+    else:
+        console.show_status(args.output, found)
+    return 0
+
+
+_COMMANDS = {"demo": _demo, "transcribe": _transcribe, "run": _run, "status": _status}
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong, without Ray's layers around it."""
+    cause = getattr(error, "cause", None)
+    text = str(cause if isinstance(cause, Exception) else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(cause or error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

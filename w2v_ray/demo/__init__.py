@@ -1,0 +1,42 @@
+"""The checkpoint and the archive that come with the package, and what a demo run made of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from w2v_ray.errors import OutputError
+
+__all__ = ["ARCHIVE", "CHECKPOINT", "INPUTS", "clear", "results"]
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+ARCHIVE = Path(__file__).parent / "archive"
+INPUTS = (str(ARCHIVE / "manifest.jsonl"), str(ARCHIVE / "more.tar"))
+
+
+def clear(output: str) -> None:
+    """Removes what an earlier demo left in ``output``.
+
+    Raises:
+        OutputError: The folder holds something else.
+    """
+    folder = Path(output)
+    if not folder.exists():
+        return
+    strangers = {path.name for path in folder.iterdir()} - {"_plan", "_tmp", "transcripts", "rejects"}
+    if strangers or not (folder / "_plan" / "job.json").is_file():
+        raise OutputError(f"{output!r} exists and is not a demo's output; name another folder with --output")
+    shutil.rmtree(folder)
+
+
+def results(output: str) -> Iterator[tuple[str, str, float | None]]:
+    """What was said, what was recognised and how sure, for each recording of a demo's output, in order."""
+    table = pq.read_table(Path(output) / "transcripts")
+    rows = table.sort_by([("uri", "ascending"), ("recording_id", "ascending"), ("start_s", "ascending")])
+    for row in rows.select(["metadata", "text", "confidence"]).to_pylist():
+        said = json.loads(row["metadata"])
+        yield said.get("text") or said["txt"], row["text"], row["confidence"]

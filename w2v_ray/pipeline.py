@@ -1,0 +1,358 @@
+"""The data flow of a job, and running it: plan, read, decode, segment, encode, decode text, write.
+
+This is the only place where stages are wired together. It refuses to compute anything itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from w2v_ray import stores
+from w2v_ray.config import JobConfig
+from w2v_ray.errors import CheckpointError, ConfigError
+from w2v_ray.hub import checkpoint_fingerprint
+from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.packing import pack, unpack
+from w2v_ray.plan import Plan, make_plan, status
+from w2v_ray.processors import AutoProcessor
+from w2v_ray.progress import Meter, Progress
+from w2v_ray.schema import SAMPLE_RATE_HZ
+from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
+from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
+from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
+from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
+from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
+
+__all__ = ["Pools", "RunSummary", "build", "run"]
+
+logger = logging.getLogger(__name__)
+
+# A shard must stay one block after the encoder, however many log-probabilities it has.
+_MAX_BLOCK_BYTES = 8 * 2**30
+# A worker that dies is replaced; one that dies each time on the same shard ends the job instead of looping.
+_MAX_RETRIES = 2
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pools:
+    """Where the stages run, apart from what they compute: workers, and what each reserves."""
+
+    num_encoders: int
+    encoder_cpus: float
+    encoder_gpus: float
+    num_decoders: int
+    decoder_cpus: float
+    task_cpus: float
+
+    @classmethod
+    def for_cluster(cls, job: JobConfig, *, cpus: float, gpus: float) -> Pools:
+        """Sizes the pools so that readers and writers always have CPUs left.
+
+        Raises:
+            ConfigError: The job asks for more than the cluster has.
+        """
+        on_gpu = job.device.startswith("cuda") or (job.device == "auto" and gpus > 0)
+        if on_gpu and gpus < 1:
+            raise ConfigError(
+                f"device is {job.device!r} but the cluster has no GPU; use device cpu, or add one"
+            )
+        share = min(1.0, cpus / 8)
+        num_encoders = job.num_encoders or (int(gpus) if on_gpu else 1)
+        num_decoders = job.num_decoders or max(1, int(cpus // 8))
+        if on_gpu and num_encoders > gpus:
+            raise ConfigError(
+                f"num_encoders is {num_encoders} but the cluster has {gpus:g} GPUs; set it to {int(gpus)}"
+            )
+        pools = cls(
+            num_encoders=num_encoders,
+            encoder_cpus=share if on_gpu else cpus / 2 / num_encoders,
+            encoder_gpus=1.0 if on_gpu else 0.0,
+            num_decoders=num_decoders,
+            decoder_cpus=share,
+            task_cpus=share,
+        )
+        reserved = pools.num_encoders * pools.encoder_cpus + pools.num_decoders * pools.decoder_cpus
+        if reserved + pools.task_cpus > cpus:
+            raise ConfigError(
+                f"{num_encoders} encoders and {num_decoders} text decoders would reserve {reserved:g} of "
+                f"{cpus:g} CPUs and leave none to read and write; lower num_encoders or num_decoders"
+            )
+        return pools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a run did. Seconds are of audio, except ``wall_s``."""
+
+    output: str
+    num_items: int
+    """Items of the plan: recordings or time ranges of one."""
+    num_shards: int
+    num_shards_before: int
+    """Shards that earlier runs had published."""
+    num_rows: int
+    """Rows this run wrote to ``transcripts/``."""
+    num_rejects: int
+    """Rows this run wrote to ``rejects/``."""
+    reject_rate: float
+    """Items of the whole output that were rejected in full or in part, as a share of all."""
+    audio_s: float
+    rejected_s: float
+    wall_s: float
+    rejects_by_reason: dict[str, int]
+    skipped: dict[str, int]
+    """Files of the inputs that were not planned, by reason."""
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def build(
+    job: JobConfig, plan: Plan, pools: Pools, *, job_fingerprint: str, meter: ActorHandle[Meter]
+) -> Dataset:
+    """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
+    read = ReadAudio(ReadAudioConfig())
+    # Borders of short shards may move less, so that a range is never shorter than its borders move.
+    decode = DecodeAudio(DecodeAudioConfig(border_seconds=min(15.0, job.shard_seconds / 4)))
+    segment = SegmentAudio(SegmentAudioConfig(max_segment_seconds=job.max_segment_seconds))
+    encode = EncodeConfig(
+        model=job.model,
+        revision=job.revision,
+        device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
+        attn_implementation=job.attn_implementation,
+        dtype=job.dtype,
+        num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
+    )
+    text = DecodeTextConfig(model=job.model, revision=job.revision, seconds_per_frame=check_model(job))
+    write = WriteParquet(WriteParquetConfig(output=job.output, job_fingerprint=job_fingerprint))
+    task: dict[str, Any] = {
+        "num_cpus": pools.task_cpus,
+        "batch_format": "pyarrow",
+        "max_retries": _MAX_RETRIES,
+    }
+    actor: dict[str, Any] = {
+        "batch_format": "pyarrow",
+        "max_restarts": _MAX_RETRIES,
+        "max_task_retries": _MAX_RETRIES,
+    }
+
+    ds: Dataset = ray.data.from_arrow(
+        [pack(shard) for shard in plan.pending_tables()]
+    )  # a shard: one row, one block
+    ds = ds.map_batches(_OnShard(read), batch_size=1, **task)
+    ds = ds.map_batches(_OnShard(decode), batch_size=1, **task)
+    ds = ds.map_batches(_OnShard(segment), batch_size=1, **task)
+    ds = ds.map_batches(
+        EncodeShard,  # from here on: a shard is a block of segments
+        fn_constructor_kwargs={"config": encode, "meter": meter},
+        batch_size=1,
+        num_cpus=pools.encoder_cpus,
+        num_gpus=pools.encoder_gpus,
+        compute=ActorPoolStrategy(size=pools.num_encoders),
+        **actor,
+    )
+    ds = ds.map_batches(
+        DecodeText,
+        fn_constructor_args=(text,),
+        batch_size=None,
+        num_cpus=pools.decoder_cpus,
+        compute=ActorPoolStrategy(size=pools.num_decoders),
+        **actor,
+    )
+    return ds.map_batches(write, batch_size=None, **task)
+
+
+def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None) -> RunSummary:
+    """Runs a job to its end; what earlier runs of the same job published is not done again.
+
+    Args:
+        job: What to do.
+        on_progress: Called about twice a second with how far the run is.
+
+    Returns:
+        What was done.
+
+    Raises:
+        W2vRayError: The job cannot start or go on; what is published by then stays and counts.
+    """
+    stores.check_writable(job.output)
+    fields = job.fingerprint_fields() | {
+        "model": checkpoint_fingerprint(job.model, job.revision),
+        "revision": None,
+    }
+    plan = make_plan(job.inputs, job.output, shard_seconds=job.shard_seconds, job=fields)
+    began = time.monotonic()
+    summaries: list[dict[str, Any]] = []
+    if plan.num_pending:
+        with _ray(), _data_settings():
+            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
+            meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
+            ds = build(job, plan, pools, job_fingerprint=plan.job_fingerprint, meter=meter)
+            with _reported(plan, meter, summaries, on_progress):
+                for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    summaries.extend(cast(pa.Table, batch).to_pylist())
+    return _summary(job, plan, summaries, time.monotonic() - began)
+
+
+def check_model(job: JobConfig) -> float:
+    """Reads the small files of the job's checkpoint and returns the seconds from one frame to the next.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
+    """
+    config = Wav2Vec2Config.from_pretrained(job.model, revision=job.revision)
+    processor = AutoProcessor.from_pretrained(job.model, revision=job.revision)
+    rate = processor.feature_extractor.sampling_rate
+    if rate != SAMPLE_RATE_HZ:
+        raise CheckpointError(
+            f"model {job.model!r} takes audio at {rate} Hz, expected {SAMPLE_RATE_HZ}; use another"
+        )
+    return config.hop_samples / SAMPLE_RATE_HZ
+
+
+class _OnShard:
+    """A stage that takes and returns tables, made to take and return packed ones."""
+
+    def __init__(self, stage: Callable[[pa.Table], pa.Table]) -> None:
+        self._stage = stage
+        self.__name__ = type(stage).__name__  # what Ray shows
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pack(self._stage(unpack(batch)))
+
+
+class EncodeShard:
+    """The encoder as an actor: a packed shard in, a block of encoded segments out."""
+
+    def __init__(self, config: EncodeConfig, meter: ActorHandle[Meter]) -> None:
+        self._encode = Encode(config, report=meter.add.remote)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._encode(unpack(batch))
+
+
+def _all_cores(pools: Pools) -> int:
+    return max(1, (os.cpu_count() or 1) // pools.num_encoders)
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
+    ray.init(
+        log_to_driver=not quiet,
+        logging_level=logging.ERROR if quiet else logging.INFO,
+        include_dashboard=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _data_settings() -> Iterator[None]:
+    """Ray Data's settings for the time of the run."""
+    # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here.
+    log = logging.getLogger("ray.data")
+    level = log.level
+    if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
+        log.setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    before = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
+    context.target_max_block_size = _MAX_BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = before
+        log.setLevel(level)
+
+
+@contextmanager
+def _reported(
+    plan: Plan,
+    meter: ActorHandle[Meter],
+    summaries: list[dict[str, Any]],
+    on_progress: Callable[[Progress], None] | None,
+) -> Iterator[None]:
+    """Tells ``on_progress`` how far the run is, from a thread, and once more at the end."""
+    if on_progress is None:
+        yield
+        return
+    began = time.monotonic()
+    planned_s = plan.shard_seconds
+    pending_s = sum(planned_s[shard] for shard in plan.pending)
+
+    def progress() -> Progress:
+        published = list(summaries)
+        published_s = sum(planned_s[s["shard_id"]] for s in published)
+        encoded_s = cast(float, ray.get(meter.total.remote()))
+        return Progress(
+            planned_s=plan.planned_s,
+            before_s=plan.planned_s - pending_s,
+            done_s=min(pending_s, max(published_s, encoded_s)),
+            num_shards=plan.num_shards,
+            num_shards_done=plan.num_shards - len(plan.pending) + len(published),
+            num_rejects=sum(s["num_rejects"] for s in published),
+            elapsed_s=time.monotonic() - began,
+        )
+
+    stop = threading.Event()
+
+    def report() -> None:
+        while not stop.wait(_POLL_S):
+            on_progress(progress())
+
+    thread = threading.Thread(target=report, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    on_progress(progress())
+
+
+def _summary(job: JobConfig, plan: Plan, summaries: list[dict[str, Any]], wall_s: float) -> RunSummary:
+    whole = status(job.output)
+    reasons: Counter[str] = Counter()
+    for summary in summaries:
+        reasons.update(json.loads(summary["rejects_by_reason"]))
+    return RunSummary(
+        output=job.output,
+        num_items=plan.num_items,
+        num_shards=plan.num_shards,
+        num_shards_before=plan.num_shards - len(plan.pending),
+        num_rows=sum(summary["num_rows"] for summary in summaries),
+        num_rejects=sum(summary["num_rejects"] for summary in summaries),
+        reject_rate=whole.num_items_rejected / max(1, whole.num_items),
+        audio_s=sum(summary["audio_s"] for summary in summaries),
+        rejected_s=sum(summary["rejected_s"] for summary in summaries),
+        wall_s=wall_s,
+        rejects_by_reason=dict(reasons),
+        skipped=dict(plan.skipped),
+    )
