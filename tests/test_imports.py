@@ -25,15 +25,16 @@ text       -> errors hub
 processors -> audio errors hub models text
 inputs     -> audio errors schema stores
 plan       -> audio errors inputs schema stores
-packing    -> errors schema
-metrics    -> errors schema stores
-progress   -> errors metrics schema
+packing    ->
+metrics    ->
+progress   ->
 stages     -> audio errors models processors schema stores text
-pipeline   -> config errors hub metrics models packing plan processors progress schema stages stores w2v_ray
-plugin     -> errors hub models packing processors schema stages
-demo       -> config errors metrics pipeline schema stores
-console    -> demo errors metrics pipeline plan progress schema stores
-cli        -> config console demo errors pipeline plan progress w2v_ray
+job        -> config errors hub models plan processors schema stores
+pipeline   -> config errors job packing plan progress schema stages
+plugin     -> errors models packing schema stages
+demo       -> errors
+console    -> demo job metrics plan progress
+cli        -> config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin"}  # everything else runs and is tested without it

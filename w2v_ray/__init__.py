@@ -58,10 +58,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
     from w2v_ray.config import JobConfig
+    from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import AutoModelForCTC
     from w2v_ray.models.config import Wav2Vec2Config
     from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC, Wav2Vec2Model
-    from w2v_ray.pipeline import RunSummary, run
+    from w2v_ray.pipeline import run
     from w2v_ray.plugin import transcribe
     from w2v_ray.processors import AutoProcessor, Wav2Vec2Processor
     from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -71,7 +72,7 @@ else:
         "AutoModelForCTC": "w2v_ray.models.auto",
         "AutoProcessor": "w2v_ray.processors",
         "JobConfig": "w2v_ray.config",
-        "RunSummary": "w2v_ray.pipeline",
+        "RunSummary": "w2v_ray.job",
         "Wav2Vec2CTCTokenizer": "w2v_ray.text.tokenizer",
         "Wav2Vec2Config": "w2v_ray.models.config",
         "Wav2Vec2FeatureExtractor": "w2v_ray.audio.features",

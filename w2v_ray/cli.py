@@ -163,11 +163,19 @@ def _run(args: argparse.Namespace) -> int:
 
 def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     from w2v_ray import console
+    from w2v_ray.job import prepare, summarize
 
-    with console.shown_progress(quiet=args.json) as on_progress:
-        from w2v_ray.pipeline import run  # Ray and torch load behind the first line of progress
+    with console.shown_planning(quiet=args.json):
+        plan = prepare(job)
+    if not plan.num_pending:
+        summary = summarize(job, plan, [], 0.0)
+    else:
+        if not args.json:
+            console.show_plan(plan)
+        from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
-        summary = run(job, on_progress=on_progress)
+        with console.shown_progress(quiet=args.json) as on_progress:
+            summary = run_plan(job, plan, on_progress=on_progress)
     if args.json:
         print(summary.to_json())
     else:

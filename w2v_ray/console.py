@@ -18,10 +18,19 @@ from rich.text import Text
 from w2v_ray.progress import Progress
 
 if TYPE_CHECKING:
-    from w2v_ray.pipeline import RunSummary
-    from w2v_ray.plan import Status
+    from w2v_ray.job import RunSummary
+    from w2v_ray.plan import Plan, Status
 
-__all__ = ["audio_time", "show_demo", "show_status", "show_summary", "shown_progress"]
+__all__ = [
+    "audio_time",
+    "progress_line",
+    "show_demo",
+    "show_plan",
+    "show_status",
+    "show_summary",
+    "shown_planning",
+    "shown_progress",
+]
 
 _PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
 
@@ -54,6 +63,24 @@ def progress_line(progress: Progress) -> str:
 
 
 @contextmanager
+def shown_planning(*, quiet: bool) -> Iterator[None]:
+    """Shows in a terminal that a plan is being made."""
+    if quiet:
+        yield
+    else:
+        with Console(stderr=True).status("listing the inputs and planning"):
+            yield
+
+
+def show_plan(plan: Plan) -> None:
+    """What is about to be done."""
+    todo = f"{audio_time(plan.pending_s)} of audio in {plan.num_pending} shards"
+    before = plan.num_shards - plan.num_pending
+    done = f", {before} shards are done already" if before else ""
+    print(f"{todo} to do{done}; starting workers", file=sys.stderr, flush=True)
+
+
+@contextmanager
 def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     """Shows progress on standard error: a live bar in a terminal, a line now and then elsewhere."""
     console = Console(stderr=True)
@@ -61,7 +88,7 @@ def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None
         yield None
     elif console.is_terminal:
         with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            task = bar.add_task("planning", total=None)
+            task = bar.add_task("starting workers", total=None)
             yield lambda p: bar.update(
                 task, total=p.planned_s, completed=p.before_s + p.done_s, description=progress_line(p)
             )

@@ -1,19 +1,18 @@
-"""The data flow of a job, and running it: plan, read, decode, segment, encode, decode text, write.
+"""The data flow of a job, and running it: read, decode, segment, encode, decode text, write.
 
 This is the only place where stages are wired together. It refuses to compute anything itself.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -22,16 +21,12 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from w2v_ray import stores
 from w2v_ray.config import JobConfig
-from w2v_ray.errors import CheckpointError, ConfigError
-from w2v_ray.hub import checkpoint_fingerprint
-from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.errors import ConfigError
+from w2v_ray.job import RunSummary, prepare, seconds_per_frame, summarize
 from w2v_ray.packing import pack, unpack
-from w2v_ray.plan import Plan, make_plan, status
-from w2v_ray.processors import AutoProcessor
+from w2v_ray.plan import Plan
 from w2v_ray.progress import Meter, Progress
-from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
@@ -39,7 +34,7 @@ from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
-__all__ = ["Pools", "RunSummary", "build", "run"]
+__all__ = ["Pools", "build", "run", "run_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,41 +92,10 @@ class Pools:
         return pools
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """What a run did. Seconds are of audio, except ``wall_s``."""
-
-    output: str
-    num_items: int
-    """Items of the plan: recordings or time ranges of one."""
-    num_shards: int
-    num_shards_before: int
-    """Shards that earlier runs had published."""
-    num_rows: int
-    """Rows this run wrote to ``transcripts/``."""
-    num_rejects: int
-    """Rows this run wrote to ``rejects/``."""
-    reject_rate: float
-    """Items of the whole output that were rejected in full or in part, as a share of all."""
-    audio_s: float
-    rejected_s: float
-    wall_s: float
-    rejects_by_reason: dict[str, int]
-    skipped: dict[str, int]
-    """Files of the inputs that were not planned, by reason."""
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-
-def build(
-    job: JobConfig, plan: Plan, pools: Pools, *, job_fingerprint: str, meter: ActorHandle[Meter]
-) -> Dataset:
+def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]) -> Dataset:
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
     read = ReadAudio(ReadAudioConfig())
-    # Borders of short shards may move less, so that a range is never shorter than its borders move.
-    decode = DecodeAudio(DecodeAudioConfig(border_seconds=min(15.0, job.shard_seconds / 4)))
+    decode = DecodeAudio(DecodeAudioConfig())
     segment = SegmentAudio(SegmentAudioConfig(max_segment_seconds=job.max_segment_seconds))
     encode = EncodeConfig(
         model=job.model,
@@ -141,8 +105,8 @@ def build(
         dtype=job.dtype,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
-    text = DecodeTextConfig(model=job.model, revision=job.revision, seconds_per_frame=check_model(job))
-    write = WriteParquet(WriteParquetConfig(output=job.output, job_fingerprint=job_fingerprint))
+    text = DecodeTextConfig(model=job.model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
+    write = WriteParquet(WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint))
     task: dict[str, Any] = {
         "num_cpus": pools.task_cpus,
         "batch_format": "pyarrow",
@@ -154,30 +118,32 @@ def build(
         "max_task_retries": _MAX_RETRIES,
     }
 
-    ds: Dataset = ray.data.from_arrow(
-        [pack(shard) for shard in plan.pending_tables()]
-    )  # a shard: one row, one block
-    ds = ds.map_batches(_OnShard(read), batch_size=1, **task)
-    ds = ds.map_batches(_OnShard(decode), batch_size=1, **task)
-    ds = ds.map_batches(_OnShard(segment), batch_size=1, **task)
-    ds = ds.map_batches(
-        EncodeShard,  # from here on: a shard is a block of segments
-        fn_constructor_kwargs={"config": encode, "meter": meter},
-        batch_size=1,
-        num_cpus=pools.encoder_cpus,
-        num_gpus=pools.encoder_gpus,
-        compute=ActorPoolStrategy(size=pools.num_encoders),
-        **actor,
-    )
-    ds = ds.map_batches(
-        DecodeText,
-        fn_constructor_args=(text,),
-        batch_size=None,
-        num_cpus=pools.decoder_cpus,
-        compute=ActorPoolStrategy(size=pools.num_decoders),
-        **actor,
-    )
-    return ds.map_batches(write, batch_size=None, **task)
+    with warnings.catch_warnings():
+        # Bounds on retries can be given in no other way in Ray 2.60 to 2.63, which call it deprecated.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        # A shard is one row, in a block of its own.
+        ds: Dataset = ray.data.from_arrow([pack(shard) for shard in plan.pending_tables()])
+        ds = ds.map_batches(_OnShard(read), batch_size=1, **task)
+        ds = ds.map_batches(_OnShard(decode), batch_size=1, **task)
+        ds = ds.map_batches(_OnShard(segment), batch_size=1, **task)
+        ds = ds.map_batches(
+            EncodeShard,  # from here on a shard is a block of segments
+            fn_constructor_kwargs={"config": encode, "meter": meter},
+            batch_size=1,
+            num_cpus=pools.encoder_cpus,
+            num_gpus=pools.encoder_gpus,
+            compute=ActorPoolStrategy(size=pools.num_encoders),
+            **actor,
+        )
+        ds = ds.map_batches(
+            DecodeText,
+            fn_constructor_args=(text,),
+            batch_size=None,
+            num_cpus=pools.decoder_cpus,
+            compute=ActorPoolStrategy(size=pools.num_decoders),
+            **actor,
+        )
+        return ds.map_batches(write, batch_size=None, **task)
 
 
 def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None) -> RunSummary:
@@ -193,12 +159,13 @@ def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None
     Raises:
         W2vRayError: The job cannot start or go on; what is published by then stays and counts.
     """
-    stores.check_writable(job.output)
-    fields = job.fingerprint_fields() | {
-        "model": checkpoint_fingerprint(job.model, job.revision),
-        "revision": None,
-    }
-    plan = make_plan(job.inputs, job.output, shard_seconds=job.shard_seconds, job=fields)
+    return run_plan(job, prepare(job), on_progress=on_progress)
+
+
+def run_plan(
+    job: JobConfig, plan: Plan, *, on_progress: Callable[[Progress], None] | None = None
+) -> RunSummary:
+    """Runs what is pending of a plan that ``prepare`` made for the job; otherwise as ``run``."""
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
@@ -206,27 +173,11 @@ def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
             meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
-            ds = build(job, plan, pools, job_fingerprint=plan.job_fingerprint, meter=meter)
+            ds = build(job, plan, pools, meter=meter)
             with _reported(plan, meter, summaries, on_progress):
                 for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
                     summaries.extend(cast(pa.Table, batch).to_pylist())
-    return _summary(job, plan, summaries, time.monotonic() - began)
-
-
-def check_model(job: JobConfig) -> float:
-    """Reads the small files of the job's checkpoint and returns the seconds from one frame to the next.
-
-    Raises:
-        CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
-    """
-    config = Wav2Vec2Config.from_pretrained(job.model, revision=job.revision)
-    processor = AutoProcessor.from_pretrained(job.model, revision=job.revision)
-    rate = processor.feature_extractor.sampling_rate
-    if rate != SAMPLE_RATE_HZ:
-        raise CheckpointError(
-            f"model {job.model!r} takes audio at {rate} Hz, expected {SAMPLE_RATE_HZ}; use another"
-        )
-    return config.hop_samples / SAMPLE_RATE_HZ
+    return summarize(job, plan, summaries, time.monotonic() - began)
 
 
 class _OnShard:
@@ -335,24 +286,3 @@ def _reported(
         stop.set()
         thread.join()
     on_progress(progress())
-
-
-def _summary(job: JobConfig, plan: Plan, summaries: list[dict[str, Any]], wall_s: float) -> RunSummary:
-    whole = status(job.output)
-    reasons: Counter[str] = Counter()
-    for summary in summaries:
-        reasons.update(json.loads(summary["rejects_by_reason"]))
-    return RunSummary(
-        output=job.output,
-        num_items=plan.num_items,
-        num_shards=plan.num_shards,
-        num_shards_before=plan.num_shards - len(plan.pending),
-        num_rows=sum(summary["num_rows"] for summary in summaries),
-        num_rejects=sum(summary["num_rejects"] for summary in summaries),
-        reject_rate=whole.num_items_rejected / max(1, whole.num_items),
-        audio_s=sum(summary["audio_s"] for summary in summaries),
-        rejected_s=sum(summary["rejected_s"] for summary in summaries),
-        wall_s=wall_s,
-        rejects_by_reason=dict(reasons),
-        skipped=dict(plan.skipped),
-    )
