@@ -226,7 +226,7 @@ def evaluate(
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    decay_steps = int(DECAY_SHARE * num_steps)
+    decay_steps = max(1, int(DECAY_SHARE * num_steps))
     return (
         PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, (num_steps - step) / decay_steps))
     )
