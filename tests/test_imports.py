@@ -30,8 +30,8 @@ metrics    ->
 progress   ->
 stages     -> audio errors models processors schema stores text
 job        -> config errors hub models plan processors schema stores
-pipeline   -> config errors job packing plan progress schema stages
-plugin     -> errors models packing schema stages
+pipeline   -> config errors hub job packing plan progress schema stages
+plugin     -> errors hub models packing schema stages
 demo       -> errors
 console    -> demo job metrics plan progress
 cli        -> config console demo errors job pipeline plan w2v_ray

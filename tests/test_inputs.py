@@ -448,12 +448,12 @@ def test_planned_tars_are_not_looked_into(tmp_path: Path) -> None:
     assert len(list(list_inputs([tar.uri], skipped=Counter(), planned_tars={(tar.uri, "mtime:1")}))) == 10
 
 
-@given(st.text(st.sampled_from("a.%/2E\u00e9\n\x7f\udc80\ud800 ")))
+@given(st.text(st.sampled_from("a.%/2E\u00e9\n\x7f\udc80 ")))
 def test_escaped_names_are_safe_and_come_back(name: str) -> None:
     escaped = escape(name)
     escaped.encode()
-    assert unquote_to_bytes(escaped) == name.encode("utf-8", "surrogatepass")
+    assert unquote_to_bytes(escaped) == name.encode("utf-8", "surrogateescape")
     assert not escaped.startswith("/")
     assert ".." not in escaped.split("/")
-    assert escape(name) == escaped
-    encodable(name).encode()
+    encodable(f"{name}\ud800").encode()
+    assert ("\udc80" in name) or encodable(name) == name

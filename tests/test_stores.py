@@ -260,6 +260,23 @@ def test_of_many_exclusive_writers_one_succeeds(root: str) -> None:
     assert stores.read_bytes(uri) == texts[won.index(True)]
 
 
+def test_a_store_without_conditions_is_asked_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2v_ray.stores import places
+
+    store = places.filesystem("s3")
+    real = store.pipe_file
+
+    def pipe_file(path: str, data: bytes, **options: str) -> None:
+        if options:
+            raise OSError(38, "not implemented")
+        real(path, data)
+
+    monkeypatch.setattr(store, "pipe_file", pipe_file)
+    assert stores.publish(f"{s3}/x", b"one", exclusive=True)
+    assert not stores.publish(f"{s3}/x", b"two", exclusive=True)
+    assert stores.read_bytes(f"{s3}/x") == b"one"
+
+
 def test_readers_see_one_writer_or_the_other(tmp_path: Path) -> None:
     script = (
         "import sys; from w2v_ray import stores\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 from w2v_ray.errors import CheckpointError
 
-__all__ = ["checkpoint_file", "checkpoint_fingerprint", "read_json_file"]
+__all__ = ["absolute_model", "checkpoint_file", "checkpoint_fingerprint", "read_json_file"]
 
 _SETTINGS = (
     "config.json",
@@ -123,6 +123,12 @@ def _hub_file(model: str, filename: str, revision: str | None, required: bool) -
         raise CheckpointError(
             f"{filename} of model {at} could not be fetched ({reason}); try again"
         ) from error
+
+
+def absolute_model(model: str) -> str:
+    """A folder as an absolute path, as worker processes have other working folders; a hub id as it is."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
 
 
 def checkpoint_fingerprint(model: str | Path, revision: str | None = None) -> str:

@@ -23,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from w2v_ray.config import JobConfig
 from w2v_ray.errors import ConfigError
+from w2v_ray.hub import absolute_model
 from w2v_ray.job import RunSummary, prepare, seconds_per_frame, summarize
 from w2v_ray.packing import pack, unpack
 from w2v_ray.plan import Plan
@@ -97,15 +98,16 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
     read = ReadAudio(ReadAudioConfig())
     decode = DecodeAudio(DecodeAudioConfig())
     segment = SegmentAudio(SegmentAudioConfig(max_segment_seconds=job.max_segment_seconds))
+    model = absolute_model(job.model)
     encode = EncodeConfig(
-        model=job.model,
+        model=model,
         revision=job.revision,
         device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
         attn_implementation=job.attn_implementation,
         dtype=job.dtype,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
-    text = DecodeTextConfig(model=job.model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
+    text = DecodeTextConfig(model=model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
     write = WriteParquet(WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint))
     task: dict[str, Any] = {
         "num_cpus": pools.task_cpus,

@@ -16,6 +16,7 @@ import soundfile
 from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.errors import ConfigError, ReadError
+from w2v_ray.hub import absolute_model
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.packing import pack, unpack
 from w2v_ray.schema import ERROR, ITEM, READ, SAMPLE_RATE_HZ, WORD, error_value
@@ -94,6 +95,7 @@ def transcribe(
     if rows_per_batch < 1:
         raise ConfigError(f"rows_per_batch is {rows_per_batch}, expected at least 1; try 16")
     config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+    model = absolute_model(model)
     if device == "auto":
         gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0  # type: ignore[no-untyped-call]
         device = "cuda" if gpus else "cpu"

@@ -226,6 +226,16 @@ def test_positional_kernels_odd_and_even(tmp_path: Path, kernel_size: int) -> No
     assert_close(pair.ours(pair.waves).logits, pair.theirs(pair.waves).logits)
 
 
+@pytest.mark.parametrize("conv_bias", [True, False])
+@pytest.mark.parametrize(("norm", "stable"), [("layer", False), ("group", True)])
+@torch.no_grad()
+def test_mixed_families_and_another_epsilon(tmp_path: Path, norm: str, stable: bool, conv_bias: bool) -> None:
+    changes = {"feat_extract_norm": norm, "do_stable_layer_norm": stable, "conv_bias": conv_bias}
+    values = json.loads(CONFIGS[0].read_text()) | SMALL | changes | {"layer_norm_eps": 0.05}
+    pair = make_pair(tmp_path, values)
+    assert_close(pair.ours(pair.waves).logits, pair.theirs(pair.waves).logits)
+
+
 def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
     waves = torch.randn(3, 12_000, generator=torch.Generator().manual_seed(3))
     mask = torch.zeros(3, 12_000, dtype=torch.long)

@@ -110,7 +110,7 @@ def make_plan(
     stores.check_writable(output)
     output = stores.canonical(output)
     job_fingerprint = records.claim_output(output, job)
-    planned = records.read_plans(output)
+    planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     listed = _listed(inputs, skipped, _tars(planned))
     kept = _first_of_each(listed)
@@ -119,8 +119,8 @@ def make_plan(
     if new.num_rows:
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
         items = make_items(new, shard_seconds)
-        while items.num_rows and not records.publish_plan(output, items, records.num_plans(output) + 1):
-            planned = records.read_plans(output)  # another run was faster: only what it left out is new
+        while items.num_rows and not records.publish_plan(output, items, num_plans + 1):
+            planned, num_plans = records.read_plans(output)  # a faster run took that number
             new = _unplanned(new, planned, output)
             items = make_items(new, shard_seconds)
     everything = pa.concat_tables([planned, items])
@@ -222,5 +222,5 @@ def _described(row: Mapping[str, Any]) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, str) and value.startswith("mtime:") and value[6:].isdigit():
-        return datetime.fromtimestamp(int(value[6:]) / 1e9, UTC).isoformat(" ", "microseconds")
+        return f"mtime {datetime.fromtimestamp(int(value[6:]) / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
     return str(value)

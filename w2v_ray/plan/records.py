@@ -18,7 +18,7 @@ from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
-__all__ = ["claim_output", "num_plans", "publish_plan", "published_shards", "read_plans"]
+__all__ = ["claim_output", "publish_plan", "published_shards", "read_plans"]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
 _PART_NAME = re.compile(r"part-([0-9a-f]+)\.parquet")
@@ -27,8 +27,8 @@ _THREADS = 8
 Json = str | int | float | bool | None
 
 
-def read_plans(output: str, columns: list[str] | None = None) -> pa.Table:
-    """Every planned item, plan after plan; no rows where there is no plan.
+def read_plans(output: str, columns: list[str] | None = None) -> tuple[pa.Table, int]:
+    """Every planned item, plan after plan, and how many plan files there are.
 
     Raises:
         OutputError: A plan file is missing or cannot be read.
@@ -50,12 +50,8 @@ def read_plans(output: str, columns: list[str] | None = None) -> pa.Table:
     with ThreadPoolExecutor(_THREADS) as pool:
         tables = list(pool.map(read, names))
     schema = ITEM if columns is None else pa.schema([ITEM.field(name) for name in columns])
-    return pa.concat_tables([table.cast(schema) for table in tables]) if tables else schema.empty_table()
-
-
-def num_plans(output: str) -> int:
-    """How many plan files there are."""
-    return len(_plan_names(output))
+    tables = [schema.empty_table(), *(table.cast(schema) for table in tables)]
+    return pa.concat_tables(tables), len(names)
 
 
 def publish_plan(output: str, items: pa.Table, number: int) -> bool:

@@ -63,7 +63,7 @@ def status(output: str) -> Status:
     if (reason := stores.refusal(output)) is not None:
         raise OutputError(f"output {output!r} {reason}")
     try:
-        plan = read_plans(output, ["shard_id", "planned_s"])
+        plan, _ = read_plans(output, ["shard_id", "planned_s"])
         published = published_shards(output)
     except W2vRayError:
         raise

@@ -33,11 +33,9 @@ def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool 
     try:
         if protocol == "file":
             _publish_local(target, data, split(root)[1] if root else os.path.dirname(target), exclusive)
-        elif exclusive and protocol in ("s3", "gs"):
-            with_retries(lambda: filesystem(protocol).pipe_file(target, data, mode="create"))
-        elif exclusive and exists(path):  # other stores cannot do both at once
-            return False
-        else:
+        elif not (exclusive and _created(protocol, target, data)):
+            if exclusive and exists(path):  # where a store cannot do both at once
+                return False
             with_retries(lambda: filesystem(protocol).pipe_file(target, data))
     except FileExistsError:
         return False
@@ -86,6 +84,19 @@ def check_writable(output: str) -> None:
             reason = f"cannot be written ({explain(error.__cause__ or error)}); name a folder that can"
     if reason is not None:
         raise OutputError(f"output {output!r} {reason}")
+
+
+def _created(protocol: str, target: str, data: bytes) -> bool:
+    """Whether the store has made a file that was not there; FileExistsError where it was."""
+    if protocol not in ("s3", "gs"):
+        return False
+    try:
+        with_retries(lambda: filesystem(protocol).pipe_file(target, data, mode="create"))
+    except OSError as error:
+        if error.errno == errno.ENOSYS:  # some servers of the S3 protocol do not know conditions
+            return False
+        raise
+    return True
 
 
 def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None:
