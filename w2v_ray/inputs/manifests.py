@@ -27,6 +27,8 @@ _CHUNK = 4096  # lines looked up together
 _REMOTE_THREADS = 32
 _KNOWN_KEYS = {"audio_filepath", "offset", "duration", DAMAGE_KEY}
 
+_JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN, which JSON does not have, is null
+
 _T = TypeVar("_T")
 
 
@@ -36,7 +38,8 @@ def read_list(uri: str) -> Iterator[stores.FileInfo]:
     Raises:
         InputError: The list cannot be read, or names something that is no file.
     """
-    named = ((_place(uri, number, line), None) for number, line in _lines(uri))
+    folder = _folder(uri)
+    named = ((_place(uri, number, line, folder), None) for number, line in _lines(uri))
     for file, _ in _with_infos(uri, named):
         yield file
 
@@ -51,10 +54,8 @@ def read_manifest(uri: str) -> Iterator[Entry]:
     Raises:
         InputError: The manifest cannot be read, or a line lacks or garbles one of these keys.
     """
-    objects = _objects(uri)
-    named = (
-        (_place(uri, number, _path(uri, number, values)), (number, values)) for number, values in objects
-    )
+    folder = _folder(uri)
+    named = ((_place(uri, line[0], _path(uri, *line), folder), line) for line in _objects(uri))
     for file, (number, values) in _with_infos(uri, named):
         yield _entry(uri, number, values, file)
 
@@ -92,7 +93,7 @@ def _objects(uri: str) -> Iterator[tuple[int, dict[str, object]]]:
 
 def _parse(uri: str, number: int, text: str) -> object:
     try:
-        return json.loads(text, parse_constant=lambda name: None)
+        return _JSON.decode(text)
     except ValueError as error:
         message = f"line {number} of {uri!r} is not JSON ({error}); write one object per line"
         raise InputError(message) from error
@@ -108,22 +109,26 @@ def _path(uri: str, number: int, values: dict[str, object]) -> str:
     return path
 
 
-def _place(uri: str, number: int, path: str) -> str:
-    """What ``path`` means in the list or manifest ``uri``."""
+def _folder(uri: str) -> str:
+    """What relative paths in a list or manifest are relative to."""
+    return os.path.dirname(stores.local_path(uri)) if stores.is_local(uri) else uri.rpartition("/")[0]
+
+
+def _place(uri: str, number: int, path: str, folder: str) -> str:
+    """What ``path`` means in the list or manifest ``uri``, which lies in ``folder``."""
     if (reason := stores.refusal(path)) is not None:
         raise InputError(f"line {number} of {uri!r} names {path!r}, which {reason}")
     if not stores.is_local(path):
         return stores.canonical(path)
-    is_absolute = path.startswith(("/", "~", "file://"))
+    is_absolute = path.startswith(("/", "~")) or path[:7].lower() == "file://"
     if stores.is_local(uri):
-        folder = os.path.dirname(stores.local_path(uri))
         return stores.canonical(path if is_absolute else os.path.join(folder, path))
     if is_absolute:  # not there on every worker, and perhaps a secret of this one
         raise InputError(
             f"line {number} of {uri!r} names the local path {path!r}, and a list in a store may only name "
             "files in stores; copy the file there, or the list here"
         )
-    protocol, _, folder = uri.rpartition("/")[0].partition("://")
+    protocol, _, folder = folder.partition("://")
     return f"{protocol}://{posixpath.normpath(stores.join(folder, path))}"
 
 

@@ -33,6 +33,8 @@ def with_durations(entries: pa.Table, *, long_s: float, unknown_s: float) -> pa.
         long_s: Recordings longer than this are cut by their length, which must therefore be true.
         unknown_s: The most that is assumed of what cannot be opened.
     """
+    from w2v_ray.audio import codecs  # noqa: F401 - a broken installation shows here, not as estimates
+
     known = entries.column("duration_s").combine_chunks()
     is_unsure = pc.or_kleene(pc.is_null(known), pc.greater(known, long_s))
     unsure = entries.filter(is_unsure)

@@ -83,8 +83,8 @@ class Plan:
         wanted = None if shard_ids is None else set(shard_ids)
         for shard_id, begin, size in shard_bounds(self.items):
             if wanted is None or shard_id in wanted:
-                # A slice would carry the whole plan with it wherever it is sent.
-                yield self.items.take(pa.array(range(begin, begin + size), pa.int64()))
+                # Copied, as a slice would carry the whole plan with it wherever it is sent.
+                yield self.items.slice(begin, size).take(pa.array(range(size), pa.int64()))
 
     def pending_tables(self) -> Iterator[pa.Table]:
         """The items of each shard that is not published, in order."""
@@ -193,6 +193,8 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str) -> pa.Table:
         return listed
     known = pc.utf8_slice_codeunits(planned.column("fingerprint"), 0, _FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
+    if not new.num_rows:
+        return new
     ids = planned.column("recording_id").combine_chunks()
     changed = new.filter(pc.is_in(new.column("recording_id"), value_set=ids))
     if changed.num_rows:

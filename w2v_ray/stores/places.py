@@ -90,7 +90,7 @@ def refusal(uri: str) -> str | None:
 
 def is_local(uri: str) -> bool:
     """Whether ``uri`` is a path, or a ``file://`` URL, of this machine."""
-    return split(uri)[0] == "file"
+    return _protocol(uri) == "file"
 
 
 def local_path(uri: str) -> str:
@@ -115,13 +115,19 @@ def join(folder: str, *names: str) -> str:
 
 def split(uri: str) -> tuple[str, str]:
     """The protocol and what its store calls the file; what is no URL is a path, made absolute here."""
-    head, separator, rest = uri.partition("://")
+    protocol = _protocol(uri)
+    if protocol != "file":
+        return protocol, uri.partition("://")[2]
+    if uri[:7].lower() == "file://":
+        return protocol, os.path.abspath(os.fsdecode(unquote_to_bytes(uri[7:])))
+    return protocol, os.path.abspath(os.path.expanduser(uri))
+
+
+def _protocol(uri: str) -> str:
+    head, separator, _ = uri.partition("://")
     if not separator or not _URL_HEAD.fullmatch(head):
-        return "file", os.path.abspath(os.path.expanduser(uri))
-    protocol = head.lower()
-    if protocol == "file":
-        return protocol, os.path.abspath(os.fsdecode(unquote_to_bytes(rest)))
-    return _SAME_STORE.get(protocol, protocol), rest
+        return "file"
+    return _SAME_STORE.get(head.lower(), head.lower())
 
 
 def local_uri(path: str) -> str:
