@@ -110,19 +110,19 @@ def at_speeds(clips: list[Clip]) -> list[list[Clip]]:
 
 
 def join(clips: list[Clip], rng: np.random.Generator, *, level_jitter_db: float = 3.0) -> Utterance:
-    """Joins clips into one utterance; the pauses are what each clip holds around its word.
+    """Joins clips into one utterance, with pauses of up to half a second between words.
 
-    Clips are brought to a common level first, as the words of one breath would have, and cross-faded
-    over 10 ms where they meet.
+    A pause is what the clips hold around their words; where one was cut close, as the digits are, noise
+    at the level of its own quietest 20 ms goes on. Clips are brought to a common level first, as the
+    words of one breath would have, and cross-faded over 10 ms where they meet.
     """
     fade = RATE_HZ // 100
     pieces: list[np.ndarray] = []
     spans = []
     position = 0
     for clip in clips:
-        before = rng.integers(0, min(clip.start, RATE_HZ // 4) + 1)
-        after = rng.integers(0, min(len(clip.samples) - clip.end, RATE_HZ // 4) + 1)
-        piece = clip.samples[clip.start - before : clip.end + after].copy()
+        before, after = (int(pause) for pause in rng.integers(0, RATE_HZ // 4 + 1, size=2))
+        piece = _with_margins(clip, before, after, rng)
         level = np.sqrt(np.square(clip.samples[clip.start : clip.end]).mean()) + 1e-5
         piece *= 0.05 / level * 10 ** (rng.normal(0, level_jitter_db) / 20)
         ramp = np.linspace(0, 1, fade, dtype=np.float32)
@@ -139,6 +139,16 @@ def join(clips: list[Clip], rng: np.random.Generator, *, level_jitter_db: float 
         position += len(piece)
     samples = np.concatenate(pieces)
     return Utterance(clips[0].speaker, samples, tuple(c.word for c in clips), tuple(spans))
+
+
+def _with_margins(clip: Clip, before: int, after: int, rng: np.random.Generator) -> np.ndarray:
+    """The word with that many samples before and after it: the clip's own as far as they go."""
+    own_before, own_after = min(before, clip.start), min(after, len(clip.samples) - clip.end)
+    own = clip.samples[clip.start - own_before : clip.end + own_after]
+    frames = clip.samples[: len(clip.samples) // 320 * 320].reshape(-1, 320)
+    floor = np.sqrt(np.square(frames).mean(-1).min())
+    noise = (floor * rng.standard_normal(before - own_before + after - own_after)).astype(np.float32)
+    return np.concatenate([noise[: before - own_before], own, noise[before - own_before :]])
 
 
 def evaluation_utterances(clips: list[Clip], split: str, source: str, *, seed: int = 7) -> list[Utterance]:

@@ -92,13 +92,21 @@ class ClipSource:
         self.noises = noises
         self.variants = at_speeds(clips)
         self.words = sorted({clip.word for clip in clips})
-        self.of_word = [[i for i, c in enumerate(clips) if c.word == w] for w in self.words]
+        # The spoken digits come from few speakers in one collection, from many in the other: of each as many.
+        self.of_word = [
+            [
+                own
+                for s in ("commands", "digits")
+                if (own := [i for i, c in enumerate(clips) if (c.source, c.word) == (s, w)])
+            ]
+            for w in self.words
+        ]
         self.of_speaker: dict[str, list[int]] = {}
         for i, clip in enumerate(clips):
             self.of_speaker.setdefault(clip.speaker, []).append(i)
         self.speakers = [s for s, own in self.of_speaker.items() if len(own) >= 5]
         # Between how often a word occurs and all alike: rare words must be learnt too.
-        weights = np.sqrt([len(own) for own in self.of_word])
+        weights = np.sqrt([sum(map(len, sources)) for sources in self.of_word])
         self.word_weights = weights / weights.sum()
 
     def batch(self, fewest_words: int, most_words: int) -> list[Utterance]:
@@ -114,7 +122,8 @@ class ClipSource:
             chosen = [own[i] for i in rng.integers(len(own), size=num_words)]
         else:
             kinds = rng.choice(len(self.words), size=num_words, p=self.word_weights)
-            chosen = [self.of_word[k][rng.integers(len(self.of_word[k]))] for k in kinds]
+            pools = [self.of_word[k][rng.integers(len(self.of_word[k]))] for k in kinds]
+            chosen = [pool[rng.integers(len(pool))] for pool in pools]
         return [self.variants[i][rng.integers(len(SPEEDS))] for i in chosen]
 
     def augment(self, utterance: Utterance) -> Utterance:
@@ -127,6 +136,10 @@ class ClipSource:
             snr_db = rng.uniform(3, 35)
             noise_level = np.sqrt(np.square(noise).mean()) + 1e-6
             samples = samples + noise * (level / noise_level * 10 ** (-snr_db / 20))
+        if rng.random() < 0.3:  # a telephone's band
+            spectrum = np.fft.rfft(samples)
+            spectrum[int(rng.uniform(3300, 4000) / RATE_HZ * len(samples)) :] = 0
+            samples = np.fft.irfft(spectrum, len(samples)).astype(np.float32)
         if rng.random() < 0.5:  # a microphone's tilt: one zero, up or down
             samples = samples + rng.uniform(-0.8, 0.8) * np.concatenate([[0], samples[:-1]]).astype(
                 np.float32
@@ -241,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--output", type=Path, required=True, help="folder for the state and the checkpoint")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=9_500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--evaluate-every", type=int, default=1000)

@@ -75,7 +75,7 @@ ITEM = pa.schema(
         _column("start_is_cut", pa.bool_(), "true: the start moves to the agreed silent cut"),
         _column("end_is_cut", pa.bool_(), "true: the end moves to the agreed silent cut"),
         _column("planned_s", pa.float64(), "length as planned, from the header or the size", "s"),
-        _column("fingerprint", pa.string(), "hash of uri, byte range, time range, size, version"),
+        _column("fingerprint", pa.string(), "hash of id, uri, byte range, time range, size, version"),
         _METADATA,
     ]
 )

@@ -38,5 +38,4 @@ def results(output: str) -> Iterator[tuple[str, str, float | None]]:
     table = pq.read_table(Path(output) / "transcripts")
     rows = table.sort_by([("uri", "ascending"), ("recording_id", "ascending"), ("start_s", "ascending")])
     for row in rows.select(["metadata", "text", "confidence"]).to_pylist():
-        said = json.loads(row["metadata"])
-        yield said.get("text") or said["txt"], row["text"], row["confidence"]
+        yield json.loads(row["metadata"])["text"], row["text"], row["confidence"]
