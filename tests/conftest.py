@@ -28,7 +28,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from w2v_ray.models.config import Wav2Vec2Config
-    from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC
+    from w2v_ray.models.heads import Wav2Vec2ForCTC
 
     folder = tmp_path_factory.mktemp("tiny_checkpoint")
     config = Wav2Vec2Config(

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import AutoModelForCTC
     from w2v_ray.models.config import Wav2Vec2Config
-    from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC, Wav2Vec2Model
+    from w2v_ray.models.heads import Wav2Vec2ForCTC
+    from w2v_ray.models.wav2vec2 import Wav2Vec2Model
     from w2v_ray.pipeline import run
     from w2v_ray.plugin import transcribe
     from w2v_ray.processors import AutoProcessor, Wav2Vec2Processor
@@ -76,7 +77,7 @@ else:
         "Wav2Vec2CTCTokenizer": "w2v_ray.text.tokenizer",
         "Wav2Vec2Config": "w2v_ray.models.config",
         "Wav2Vec2FeatureExtractor": "w2v_ray.audio.features",
-        "Wav2Vec2ForCTC": "w2v_ray.models.wav2vec2",
+        "Wav2Vec2ForCTC": "w2v_ray.models.heads",
         "Wav2Vec2Model": "w2v_ray.models.wav2vec2",
         "Wav2Vec2Processor": "w2v_ray.processors",
         "run": "w2v_ray.pipeline",

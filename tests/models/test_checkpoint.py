@@ -19,7 +19,8 @@ from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.models.auto import AutoModelForCTC
 from w2v_ray.models.checkpoint import read_weights
 from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC, Wav2Vec2Model
+from w2v_ray.models.heads import Wav2Vec2ForCTC
+from w2v_ray.models.wav2vec2 import Wav2Vec2Model
 
 Weights = dict[str, torch.Tensor]
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from w2v_ray.errors import ConfigError
 from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC, Wav2Vec2Model
+from w2v_ray.models.heads import Wav2Vec2ForCTC
+from w2v_ray.models.wav2vec2 import Wav2Vec2Model
 
 FAMILIES = {
     "group": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},

@@ -15,7 +15,8 @@ import transformers
 
 from w2v_ray.models.auto import AutoModelForCTC
 from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC, Wav2Vec2Model
+from w2v_ray.models.heads import Wav2Vec2ForCTC
+from w2v_ray.models.wav2vec2 import Wav2Vec2Model
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "data" / "hf_configs").glob("*.json"))
 # What makes a model large; kernels, strides and everything else are as published.

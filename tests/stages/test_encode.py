@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.errors import CheckpointError, ConfigError
-from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC
+from w2v_ray.models.heads import Wav2Vec2ForCTC
 from w2v_ray.schema import DECODED, ENCODED, ERROR
 from w2v_ray.stages import encode as encode_module
 from w2v_ray.stages.encode import Encode, EncodeConfig, plan_batches

@@ -8,7 +8,7 @@ import torch
 
 from w2v_ray.errors import CheckpointError
 from w2v_ray.hub import checkpoint_file, read_json_file
-from w2v_ray.models.wav2vec2 import Wav2Vec2ForCTC
+from w2v_ray.models.heads import Wav2Vec2ForCTC
 
 __all__ = ["AutoModelForCTC"]
 
