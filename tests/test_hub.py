@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -276,9 +275,10 @@ class Client:
             | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
+        assert "Retrying" not in done.stderr, "huggingface_hub goes on asking for 23 s before it gives up"
         return json.loads(done.stdout)
 
 
@@ -347,12 +347,10 @@ def test_a_missing_repository(hub: StandInHub, client: Client, status: int) -> N
 
 def test_a_hub_that_cannot_be_reached_is_said_soon(hub: StandInHub, client: Client) -> None:
     hub.stop()
-    began = time.monotonic()
     asked = "[text('someone/tiny', 'config.json'), text('someone/tiny', 'vocab.json', required=False)]"
     answers = client(asked)
     assert all(says_unreachable(answer, "'someone/tiny'") for answer in answers)
     assert "Connection refused" in answers[0]
-    assert time.monotonic() - began < 20  # huggingface_hub itself goes on asking for 23 s, twice
 
 
 def test_offline_mode(client: Client) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 import soundfile
+from ray.data.expressions import col
 
 from w2v_ray import CheckpointError, ConfigError, demo, transcribe
 
@@ -66,7 +67,7 @@ def test_it_is_lazy_keeps_columns_and_composes(expected: dict[str, str]) -> None
         return batch
 
     ds = ray.data.from_items(rows).map_batches(count, batch_format="pyarrow")
-    ds = transcribe(ds, model=MODEL, prefix="asr_").filter(lambda row: row["asr_confidence"] > 0)
+    ds = transcribe(ds, model=MODEL, prefix="asr_").filter(expr=col("asr_confidence") > 0)
     assert not ran
     result = ds.take_all()
     assert {row["key"]: row["asr_text"] for row in result} == expected

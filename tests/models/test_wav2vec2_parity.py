@@ -209,6 +209,7 @@ def test_the_dtype_saved_is_the_one_of_the_weights(layer_norm_pair: Pair, tmp_pa
     (half / "config.json").write_text(json.dumps(config))
     Wav2Vec2ForCTC.from_pretrained(half).save_pretrained(full)
     assert transformers.Wav2Vec2ForCTC.from_pretrained(full).dtype == torch.float32
+    assert "torch_dtype" not in json.loads((full / "config.json").read_text())
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "relu", "silu", "swish"])
