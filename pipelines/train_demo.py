@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--evaluate-every", type=int, default=1000)
     args = parser.parse_args()
-    torch.set_flush_denormal(True)  # numbers below 1e-38 come up as gradients vanish, and are slow on many CPUs
+    torch.set_flush_denormal(True)  # numbers below 1e-38 are slow on many CPUs
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
