@@ -41,7 +41,7 @@ class EncodeConfig:
     dtype: str = "float32"
     """Of weights and activations; the softmax is in float32 always."""
     max_batch_seconds: float | None = None
-    """Seconds in a batch, padding included; None: 8 on a CPU, where long segments run fastest alone, else 240."""
+    """Seconds in a batch, padding included; None: 240, or 8 on a CPU, where long segments are best alone."""
     max_padding: float = 0.1
     """Share of a batch that may be padding; on a CPU padding costs more than batching gains."""
     num_threads: int | None = None
@@ -68,8 +68,7 @@ class Encode:
     """
 
     def __init__(self, config: EncodeConfig, *, report: Callable[[float], None] | None = None) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        self._num_threads = config.num_threads
         self._device = torch.device(config.device)
         self._budget_s = config.max_batch_seconds or (8.0 if self._device.type == "cpu" else 240.0)
         self._max_padding = config.max_padding
@@ -84,6 +83,9 @@ class Encode:
         self._dtype = next(self._model.parameters()).dtype
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._num_threads is not None:
+            # Here and not in the constructor: it holds for the calling thread, and Ray calls from another.
+            torch.set_num_threads(self._num_threads)
         errors = table.column("error").to_pylist()
         waves: dict[int, np.ndarray] = {}
         emissions: list[np.ndarray | None] = [None] * len(errors)
