@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -172,6 +173,8 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     else:
         if not args.json:
             console.show_plan(plan)
+        if not args.debug:  # Ray's native part warns on standard error of how Ray Data passes its arguments
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
         with console.shown_progress(quiet=args.json) as on_progress:
