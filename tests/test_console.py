@@ -75,6 +75,8 @@ def test_the_closing_lines_name_what_was_rejected_and_what_was_not_planned(
     shown = capsys.readouterr().out
     for text in ("90 s of audio in 2 segments", "5.0 x real time", "10 s: 1 DecodeError", "4 hidden", "out"):
         assert text in shown
+    console.show_summary(summary(output="runs/[bold]:smile:"))
+    assert "runs/[bold]:smile:" in capsys.readouterr().out  # a path is not markup
     console.show_summary(summary(num_shards_before=2, num_rows=0, num_rejects=0))
     assert "nothing to do" in capsys.readouterr().out
 

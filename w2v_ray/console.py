@@ -112,7 +112,7 @@ def _plain_lines() -> Callable[[Progress], None]:
 
 def show_summary(summary: RunSummary) -> None:
     """The closing lines of a run."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table.grid(padding=(0, 2))
     if summary.num_shards_before == summary.num_shards:
         table.add_row("nothing to do", f"all {summary.num_shards} shards were published by earlier runs")
@@ -133,7 +133,7 @@ def show_summary(summary: RunSummary) -> None:
 
 def show_status(output: str, status: Status) -> None:
     """What of an output is done, pending and rejected."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table("", "audio", "shards", "rows", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -152,7 +152,7 @@ def show_demo(output: str) -> None:
     from w2v_ray import demo
     from w2v_ray.metrics import WordErrors, word_errors
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     table = Table(
         "said", "recognised", "confidence", show_lines=False, title="what was said, what was recognised"
     )
