@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray import cloudpickle
 
-from w2v_ray.packing import pack, unpack
+from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.schema import DECODED, ENCODED, ERROR, ITEM, READ, SEGMENT, TRANSCRIPT, WORD
+from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
+from w2v_ray.stages.read_audio import ReadAudio
+from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 
 ERROR_VALUE = {"stage": "decode_audio", "error_class": "DecodeError", "message": "no audio"}
 
@@ -120,3 +126,30 @@ def test_any_table_comes_back(data: st.DataObject, lengths: list[int], types: li
     start = data.draw(st.integers(0, table.num_rows))
     table = table.slice(start, data.draw(st.integers(0, table.num_rows)))
     assert unpack(pack(table)) == table
+
+
+def test_a_packed_stage_does_what_the_stage_does() -> None:
+    table = shard("a", 5)
+    longer = PackedStage(lambda rows: pa.concat_tables([rows, rows]))(pack(table))
+    assert longer.num_rows == 1
+    assert unpack(longer) == pa.concat_tables([table, table])
+
+
+def test_unpacking_one_chunk_copies_nothing() -> None:
+    packed = pack(pa.table({"samples": pa.array([b"x" * 1_000_000] * 8, pa.large_binary())}))
+    before = pa.total_allocated_bytes()
+    table = unpack(packed)
+    assert pa.total_allocated_bytes() - before < 1_000_000
+    assert table.num_rows == 8
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [ReadAudio(), DecodeAudio(DecodeAudioConfig()), SegmentAudio(SegmentAudioConfig())],
+    ids=lambda stage: type(stage).__name__,
+)
+def test_workers_before_the_encoder_do_not_import_torch(stage: Any) -> None:
+    load = "import pickle, sys; pickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
+    pickled = cloudpickle.dumps(PackedStage(stage))
+    result = subprocess.run([sys.executable, "-c", load], input=pickled, capture_output=True, check=True)
+    assert result.stdout.decode().strip() == "False"

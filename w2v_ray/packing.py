@@ -6,17 +6,29 @@ needs a batch size, as Ray demands of stages on a GPU, takes it with ``batch_siz
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
-__all__ = ["pack", "unpack"]
+__all__ = ["PackedStage", "pack", "unpack"]
+
+
+class PackedStage:
+    """A stage that takes and returns tables, made to take and return packed ones."""
+
+    def __init__(self, stage: Callable[[pa.Table], pa.Table]) -> None:
+        self._stage = stage
+        self.__name__ = type(stage).__name__  # what Ray shows
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pack(self._stage(unpack(batch)))
 
 
 def pack(table: pa.Table) -> pa.Table:
     """Turns a table of any length into a table of one row, each column a large_list of its values."""
     columns = {}
     for name in table.column_names:
-        column = table.column(name)
-        values = column.chunk(0) if column.num_chunks == 1 else _concatenate(column)
+        values = _concatenate(table.column(name))
         columns[name] = pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
     return pa.table(columns)
 
@@ -36,6 +48,8 @@ def unpack(table: pa.Table) -> pa.Table:
 
 
 def _concatenate(column: pa.ChunkedArray) -> pa.Array:
+    if column.num_chunks == 1:
+        return column.chunk(0)  # combine_chunks would copy it
     combined = column.combine_chunks()
     if isinstance(combined, pa.ChunkedArray):  # of several chunks where one array cannot hold them
         return pa.concat_arrays(combined.chunks)

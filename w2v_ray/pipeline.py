@@ -25,9 +25,10 @@ from w2v_ray.config import JobConfig
 from w2v_ray.errors import ConfigError
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import RunSummary, prepare, seconds_per_frame, summarize
-from w2v_ray.packing import pack, unpack
+from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.plan import Plan
 from w2v_ray.progress import Meter, Progress
+from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 _MAX_BLOCK_BYTES = 8 * 2**30
 # A worker that dies is replaced; one that dies each time on the same shard ends the job instead of looping.
 _MAX_RETRIES = 2
+# Decoded shards that wait in memory for each encoder. More would not make it faster, and every page of the
+# object store that a worker ever read counts as resident in it.
+_SHARDS_AHEAD = 6
 _POLL_S = 0.5
 
 
@@ -108,7 +112,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
     text = DecodeTextConfig(model=model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
-    write = WriteParquet(WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint))
+    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint)
     task: dict[str, Any] = {
         "num_cpus": pools.task_cpus,
         "batch_format": "pyarrow",
@@ -125,9 +129,9 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         # A shard is one row, in a block of its own.
         ds: Dataset = ray.data.from_arrow([pack(shard) for shard in plan.pending_tables()])
-        ds = ds.map_batches(_OnShard(read), batch_size=1, **task)
-        ds = ds.map_batches(_OnShard(decode), batch_size=1, **task)
-        ds = ds.map_batches(_OnShard(segment), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(read), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(decode), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(segment), batch_size=1, **task)
         ds = ds.map_batches(
             EncodeShard,  # from here on a shard is a block of segments
             fn_constructor_kwargs={"config": encode, "meter": meter},
@@ -145,7 +149,14 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             compute=ActorPoolStrategy(size=pools.num_decoders),
             **actor,
         )
-        return ds.map_batches(write, batch_size=None, **task)
+        return ds.map_batches(
+            WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
+            fn_constructor_args=(write,),
+            batch_size=None,
+            num_cpus=pools.task_cpus,
+            compute=ActorPoolStrategy(size=1),
+            **actor,
+        )
 
 
 def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None) -> RunSummary:
@@ -171,26 +182,17 @@ def run_plan(
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
-        with _ray(), _data_settings():
+        with _ray():
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
             meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
-            ds = build(job, plan, pools, meter=meter)
-            with _reported(plan, meter, summaries, on_progress):
+            shards_ahead = _SHARDS_AHEAD * pools.num_encoders
+            store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
+            with _data_settings(store_bytes), _reported(plan, meter, summaries, on_progress):
+                ds = build(job, plan, pools, meter=meter)
                 for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
                     summaries.extend(cast(pa.Table, batch).to_pylist())
     return summarize(job, plan, summaries, time.monotonic() - began)
-
-
-class _OnShard:
-    """A stage that takes and returns tables, made to take and return packed ones."""
-
-    def __init__(self, stage: Callable[[pa.Table], pa.Table]) -> None:
-        self._stage = stage
-        self.__name__ = type(stage).__name__  # what Ray shows
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pack(self._stage(unpack(batch)))
 
 
 class EncodeShard:
@@ -226,8 +228,8 @@ def _ray() -> Iterator[None]:
 
 
 @contextmanager
-def _data_settings() -> Iterator[None]:
-    """Ray Data's settings for the time of the run."""
+def _data_settings(store_bytes: int) -> Iterator[None]:
+    """Ray Data's settings for the time of the run, which may hold that much between its stages."""
     # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here.
     log = logging.getLogger("ray.data")
     level = log.level
@@ -238,9 +240,12 @@ def _data_settings() -> Iterator[None]:
     context.target_max_block_size = _MAX_BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    limits = context.execution_options.resource_limits
+    context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)
     try:
         yield
     finally:
+        context.execution_options.resource_limits = limits
         context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = before
         log.setLevel(level)
 

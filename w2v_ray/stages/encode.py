@@ -70,6 +70,10 @@ class Encode:
     def __init__(self, config: EncodeConfig, *, report: Callable[[float], None] | None = None) -> None:
         self._num_threads = config.num_threads
         self._device = torch.device(config.device)
+        if self._device.type == "cpu":
+            # oneDNN keeps a kernel for each of the last 1,024 shapes, and every segment has its own: 100 to
+            # 500 MB that are of no use. Read when the process first needs one, so it is set here.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4")
         self._budget_s = config.max_batch_seconds or (8.0 if self._device.type == "cpu" else 240.0)
         self._max_padding = config.max_padding
         self._report = report
