@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$python" -m venv .venv || { rm -rf .venv; echo "$$python cannot create environments; install its venv package" >&2; exit 1; }; \
 	fi
 	@$(BIN)/python -m pip install -q -c constraints.txt uv || echo "uv cannot be installed; using pip, which is slower" >&2
-	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[test,dev]'; then :; else \
+	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[test,dev]'; then :; else \
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'; \
 	fi
 	@touch $@

@@ -70,9 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
     parser.add_argument("--model", choices=("base", "demo"), default="base")
-    parser.add_argument("--clips", type=int, default=60, help="how many clips of the LibriSpeech folder")
+    parser.add_argument("--clips", type=int, help="how many clips of the LibriSpeech folder (default: all)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--shard-seconds", type=float, default=120)
+    parser.add_argument("--shard-seconds", type=float, default=300)
     args = parser.parse_args()
 
     threads = os.cpu_count() or 1

@@ -20,7 +20,7 @@ import torchaudio.functional
 
 RATE_HZ = 16_000
 DIGIT_TEST_SPEAKER = "nicolas"  # the last name in the alphabet, fixed before any training
-SPEEDS = (0.9, 1.0, 1.1)
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.22)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def at_speeds(clips: list[Clip]) -> list[list[Clip]]:
                 of_clip.append(clip)
                 continue
             samples = torchaudio.functional.resample(
-                torch.from_numpy(clip.samples), int(speed * 100), 100
+                torch.from_numpy(clip.samples), round(speed * 100), 100
             ).numpy()
             start, end = int(clip.start / speed), min(len(samples), int(clip.end / speed))
             of_clip.append(Clip(clip.source, clip.speaker, clip.word, samples, start, end))

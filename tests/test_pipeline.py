@@ -250,6 +250,7 @@ def test_pools_leave_room_for_readers_and_refuse_what_cannot_run() -> None:
     for cpus in (1, 2, 3, 8, 64):
         pools = Pools.for_cluster(job, cpus=cpus, gpus=0)
         left = cpus - pools.num_encoders * pools.encoder_cpus - pools.num_decoders * pools.decoder_cpus
+        left -= pools.num_writers * pools.task_cpus
         assert left >= pools.task_cpus > 0
     assert Pools.for_cluster(job, cpus=64, gpus=4).num_encoders == 4
     with pytest.raises(ConfigError, match="no GPU"):

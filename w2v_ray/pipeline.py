@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from w2v_ray.config import JobConfig
 from w2v_ray.errors import ConfigError
@@ -54,11 +54,13 @@ _POLL_S = 0.5
 class Pools:
     """Where the stages run, apart from what they compute: workers, and what each reserves."""
 
+    num_readers: int | None  # None: as many as the free CPUs allow
     num_encoders: int
     encoder_cpus: float
     encoder_gpus: float
     num_decoders: int
     decoder_cpus: float
+    num_writers: int
     task_cpus: float
 
     @classmethod
@@ -81,18 +83,22 @@ class Pools:
                 f"num_encoders is {num_encoders} but the cluster has {gpus:g} GPUs; set it to {int(gpus)}"
             )
         pools = cls(
+            # Encoders on CPUs use all of them; a reader feeds what four cores encode with the smallest model.
+            num_readers=None if on_gpu else max(1, int(cpus // 4)),
             num_encoders=num_encoders,
             encoder_cpus=share if on_gpu else cpus / 2 / num_encoders,
             encoder_gpus=1.0 if on_gpu else 0.0,
             num_decoders=num_decoders,
             decoder_cpus=share,
+            num_writers=max(1, int(cpus // 8)),
             task_cpus=share,
         )
         reserved = pools.num_encoders * pools.encoder_cpus + pools.num_decoders * pools.decoder_cpus
+        reserved += pools.num_writers * pools.task_cpus
         if reserved + pools.task_cpus > cpus:
             raise ConfigError(
                 f"{num_encoders} encoders and {num_decoders} text decoders would reserve {reserved:g} of "
-                f"{cpus:g} CPUs and leave none to read and write; lower num_encoders or num_decoders"
+                f"{cpus:g} CPUs and leave none to read; lower num_encoders or num_decoders"
             )
         return pools
 
@@ -116,6 +122,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
     task: dict[str, Any] = {
         "num_cpus": pools.task_cpus,
         "batch_format": "pyarrow",
+        "compute": TaskPoolStrategy(size=pools.num_readers),
         "max_retries": _MAX_RETRIES,
     }
     actor: dict[str, Any] = {
@@ -127,8 +134,8 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
     with warnings.catch_warnings():
         # Bounds on retries can be given in no other way in Ray 2.60 to 2.63, which call it deprecated.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-        # A shard is one row, in a block of its own.
-        ds: Dataset = ray.data.from_arrow([pack(shard) for shard in plan.pending_tables()])
+        # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
+        ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         ds = ds.map_batches(PackedStage(read), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(decode), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(segment), batch_size=1, **task)
@@ -154,7 +161,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             fn_constructor_args=(write,),
             batch_size=None,
             num_cpus=pools.task_cpus,
-            compute=ActorPoolStrategy(size=1),
+            compute=ActorPoolStrategy(size=pools.num_writers),
             **actor,
         )
 

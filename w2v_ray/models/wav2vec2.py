@@ -133,14 +133,15 @@ class Wav2Vec2PositionalConvEmbedding(nn.Module):
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         kernel = config.num_conv_pos_embeddings
-        conv = nn.Conv1d(
-            config.hidden_size,
-            config.hidden_size,
-            kernel,
-            padding=kernel // 2,
-            groups=config.num_conv_pos_embedding_groups,
-        )
-        self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
+        with torch.device("cpu"):  # on the meta device, its norm would load torch's compiler: a second
+            conv = nn.Conv1d(
+                config.hidden_size,
+                config.hidden_size,
+                kernel,
+                padding=kernel // 2,
+                groups=config.num_conv_pos_embedding_groups,
+            )
+            self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
         self.activation = _activation(config.feat_extract_activation)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
@@ -391,7 +392,12 @@ class Wav2Vec2Model(nn.Module):
 
 
 def initialize(config: Wav2Vec2Config, module: nn.Module) -> None:
-    """The published initial distributions, for training from scratch."""
+    """The published initial distributions, for training from scratch.
+
+    Weights on the meta device are left: they are about to be loaded.
+    """
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     if isinstance(module, Wav2Vec2PositionalConvEmbedding):
         conv = module.conv
         # Assigned, as a weight under weight norm is computed anew whenever it is read.
