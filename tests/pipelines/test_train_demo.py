@@ -117,7 +117,7 @@ def test_it_trains_stops_goes_on_and_writes_a_checkpoint(shared_data: Path, tmp_
         assert done.returncode == 0, done.stderr
         assert all(text in done.stdout for text in said), done.stdout
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert set(results) == {"dev commands", "test commands", "test digits"}
+    assert set(results) == {"dev commands", "test commands", "test digits", "test commands and digits"}
     assert all(result["num_words"] > 0 for result in results.values())
     checkpoint = tmp_path / "run" / "checkpoint"
     assert AutoModelForCTC.from_pretrained(checkpoint).config.hop_samples == 320
