@@ -1,18 +1,19 @@
 """Where the files of a checkpoint are: a local folder, or a Hugging Face hub id and revision.
 
-It only finds files. What is in them is for the reader of each file to judge.
+It only finds files, and uploads saved ones. What is in them is for the reader of each file to judge.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2v_ray.errors import CheckpointError
+from w2v_ray.errors import CheckpointError, OutputError
 
-__all__ = ["absolute_model", "checkpoint_file", "checkpoint_fingerprint", "read_json_file"]
+__all__ = ["absolute_model", "checkpoint_file", "checkpoint_fingerprint", "read_json_file", "upload_saved"]
 
 _SETTINGS = (
     "config.json",
@@ -172,3 +173,45 @@ def read_json_file(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, expected an object; fetch the file again"
         )
     return value
+
+
+def upload_saved(paths: Sequence[str], push_to_hub: bool, options: Mapping[str, Any]) -> None:
+    """Puts files that were just saved into a hub repository in one commit, if that was asked for.
+
+    Args:
+        paths: Files of one folder.
+        push_to_hub: Whether to upload at all.
+        options: ``repo_id`` (null: the folder's name, under the account of the token), ``commit_message``,
+            ``private``, ``token``, ``revision`` (a branch), ``create_pr``.
+
+    Raises:
+        OutputError: The hub does not take the files, or cannot be reached.
+        TypeError: An option is unknown.
+    """
+    known = ("repo_id", "commit_message", "private", "token", "revision", "create_pr")
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(f"saving has no option {unknown[0]!r}; those for the hub are {', '.join(known)}")
+    if not push_to_hub:
+        return
+    from httpx2 import HTTPError  # huggingface_hub lets it through
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    api = HfApi(token=options.get("token"))
+    name = options.get("repo_id") or Path(paths[0]).resolve().parent.name
+    try:
+        repository = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
+        api.create_commit(
+            repository,
+            [CommitOperationAdd(path_in_repo=Path(path).name, path_or_fileobj=path) for path in paths],
+            commit_message=options.get("commit_message") or "Upload with w2v_ray",
+            revision=options.get("revision"),
+            create_pr=options.get("create_pr"),
+        )
+    except (HFValidationError, HTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(
+            f"the hub repository {name!r} does not take the files ({reason}); "
+            "check its name and the account's token"
+        ) from error

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from w2v_ray.models.checkpoint import read_weights
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.heads import Wav2Vec2ForCTC
 from w2v_ray.models.wav2vec2 import Wav2Vec2Model
+from w2v_ray.processors import AutoProcessor
 
 Weights = dict[str, torch.Tensor]
 
@@ -403,13 +405,40 @@ def test_an_index_without_a_map_is_an_error(folder: Path, index: dict[str, Any])
     assert "model.safetensors.index.json has no weight_map; fetch the file again" in error_of(folder)
 
 
-def test_no_weights_at_all_is_an_error(folder: Path) -> None:
+def test_a_shard_elsewhere_is_not_read(folder: Path, model: Wav2Vec2ForCTC) -> None:
+    (folder.parent / "outside.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors").unlink()
-    (folder / "tf_model.h5").touch()
-    assert re.search(
-        r"has neither model\.safetensors nor pytorch_model\.bin; name a checkpoint with torch weights$",
-        error_of(folder),
-    )
+    for shard in ("../outside.safetensors", str(folder.parent / "outside.safetensors")):
+        index = {"weight_map": dict.fromkeys(model.state_dict(), shard)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert f"names the shard {shard!r}, expected a file beside it; fetch" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("present", "fix"),
+    [
+        (None, "name a checkpoint with torch weights"),
+        ("tf_model.h5", "load it with from_tf=True"),
+        ("flax_model.msgpack", "load it with from_flax=True"),
+    ],
+)
+def test_no_weights_at_all_is_an_error(folder: Path, present: str | None, fix: str) -> None:
+    (folder / "model.safetensors").unlink()
+    if present is not None:
+        (folder / present).touch()
+    assert error_of(folder).endswith(f" has neither model.safetensors nor pytorch_model.bin; {fix}")
+
+
+@pytest.mark.parametrize("missing", ["preprocessor_config.json", "vocab.json"])
+def test_a_missing_file_of_the_processor_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, missing: str
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    assert AutoProcessor.from_pretrained(tmp_path / "model") is not None
+    (tmp_path / "model" / missing).unlink()
+    with pytest.raises(CheckpointError, match=rf"^{tmp_path / 'model'} .*{missing}") as caught:
+        AutoProcessor.from_pretrained(tmp_path / "model")
+    assert_one_sentence(str(caught.value))
 
 
 def test_no_config_is_an_error(folder: Path) -> None:

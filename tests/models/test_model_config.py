@@ -126,3 +126,61 @@ def test_a_missing_file_is_an_error_that_says_what_is_there(tmp_path: Path) -> N
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"has no config\.json \(it holds model\.safetensors\)"):
         Wav2Vec2Config.from_pretrained(tmp_path)
+
+
+def test_labels_have_generic_names_unless_given() -> None:
+    assert Wav2Vec2Config().id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    config = Wav2Vec2Config(num_labels=3)
+    assert config.num_labels == 3
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    config.num_labels = 1
+    assert config.id2label == {0: "LABEL_0"}
+    assert config == Wav2Vec2Config(num_labels=1)
+
+
+def test_labels_read_from_text_are_numbers_again(tmp_path: Path) -> None:
+    values = {"id2label": {"0": "no", "1": "yes", "2": "both"}, "label2id": {"no": "0", "yes": 1, "both": 2}}
+    config = Wav2Vec2Config.from_dict(values)
+    assert config.id2label == {0: "no", 1: "yes", 2: "both"}
+    assert config.label2id == {"no": 0, "yes": 1, "both": 2}
+    assert config.num_labels == 3
+    config.save_pretrained(tmp_path)
+    assert Wav2Vec2Config.from_pretrained(tmp_path) == config
+
+
+def test_label2id_is_made_from_id2label() -> None:
+    assert Wav2Vec2Config(id2label={0: "a", 1: "b"}).label2id == {"a": 0, "b": 1}
+
+
+def test_changes_take_the_place_of_what_the_file_says(tmp_path: Path) -> None:
+    Wav2Vec2Config(id2label={0: "a", 1: "b", 2: "c"}).save_pretrained(tmp_path)
+    same = Wav2Vec2Config.from_pretrained(tmp_path, num_labels=3, problem_type="regression")
+    assert (same.id2label, same.problem_type) == ({0: "a", 1: "b", 2: "c"}, "regression")
+    other = Wav2Vec2Config.from_pretrained(tmp_path, num_labels=5, hidden_dropout=0.3)
+    assert (other.num_labels, other.id2label[4], other.hidden_dropout) == (5, "LABEL_4", 0.3)
+    named = Wav2Vec2Config.from_pretrained(tmp_path, id2label={0: "x", 1: "y"})
+    assert named.label2id == {"x": 0, "y": 1}
+    with pytest.raises(ConfigError, match=r"^num_label is no option of Wav2Vec2Config; use one that it"):
+        Wav2Vec2Config.from_pretrained(tmp_path, num_label=5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"num_labels": 2, "id2label": {0: "a", 1: "b", 2: "c"}},
+            "num_labels is 2, but id2label names 3 classes; set id2label instead",
+        ),
+        ({"num_labels": -1}, "num_labels is -1, expected a whole number"),
+        ({"num_labels": "3"}, "num_labels is '3', expected a whole number"),
+        ({"id2label": {"first": "a"}}, "id2label or label2id has an index that is not a number"),
+        ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\], expected an object"),
+        ({"problem_type": "ranking"}, "problem_type is 'ranking', expected None or 'regression' or"),
+        ({"tdnn_dim": [8, 8]}, "tdnn_dim, tdnn_kernel and tdnn_dilation have 2, 5 and 5 entries"),
+        ({"output_hidden_size": 0}, "output_hidden_size is 0, expected at least 1"),
+        ({"feat_quantizer_dropout": 2}, "feat_quantizer_dropout is 2, expected from 0 to 1"),
+    ],
+)
+def test_labels_and_heads_that_contradict_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Wav2Vec2Config(**values)

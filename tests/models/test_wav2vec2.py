@@ -381,21 +381,10 @@ def test_there_is_a_learned_mask_where_something_is_masked() -> None:
     assert "masked_spec_embed" in Wav2Vec2Model(tiny_config("layer")).state_dict()
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"hidden_act": "gelu_python"}, "activation is 'gelu_python', expected one of gelu, "),
-        ({"feat_extract_activation": "tanh"}, "activation is 'tanh', expected one of gelu, "),
-        ({"add_adapter": True}, "add_adapter is True, which is not built here; name a checkpoint without"),
-        (
-            {"adapter_attn_dim": 16},
-            "adapter_attn_dim is 16, which is not built here; name a checkpoint without",
-        ),
-    ],
-)
-def test_what_is_not_built_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Wav2Vec2ForCTC(tiny_config("layer", **changes))
+@pytest.mark.parametrize("option", ["hidden_act", "feat_extract_activation"])
+def test_an_unknown_activation_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=r"^activation is 'gleu', expected one of gelu, "):
+        Wav2Vec2ForCTC(tiny_config("layer", **{option: "gleu"}))
 
 
 def test_an_unknown_kernel_is_refused() -> None:

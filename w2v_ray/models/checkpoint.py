@@ -1,111 +1,174 @@
 """Weights from and to disk, strictly: what is missing, unexpected or misshapen is an error that names it.
 
-Reads safetensors, whole and sharded, and ``pytorch_model.bin`` without running any code in it.
+Reads safetensors, whole and sharded, ``pytorch_model.bin`` without running any code in it, and what
+TensorFlow and Flax wrote.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from w2v_ray.errors import CheckpointError, ConfigError
+from w2v_ray.errors import CheckpointError, ConfigError, MissingExtraError
 from w2v_ray.hub import checkpoint_file, read_json_file
-from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.models.flax_weights import read_flax_file
+from w2v_ray.models.int8 import quantize_linears
+from w2v_ray.models.tf_weights import read_tf_file
 
-__all__ = ["load_model", "read_weights", "save_model"]
+__all__ = [
+    "check_weights",
+    "choose_dtype",
+    "current_names",
+    "fill_model",
+    "has_weights",
+    "read_weight_file",
+    "read_weights",
+    "save_model",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # The learned mask exists for training only, and published fine-tuned checkpoints often lack it.
 _TRAINING_ONLY = "masked_spec_embed"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# In the order in which they are looked for; those that end in .json list the files that hold the weights.
+_FILES = {
+    "torch": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    "tf": ("tf_model.h5", "tf_model.h5.index.json"),
+    "flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
+}
 
 
-def load_model(
+def fill_model(
     build: Callable[[], Model],
-    model: str | Path,
+    weights: dict[str, torch.Tensor],
+    source: str,
     *,
     prefix: str | None = None,
-    revision: str | None = None,
-    dtype: torch.dtype | str = torch.float32,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    ignore_mismatched_sizes: bool = False,
+    load_in_8bit: bool = False,
 ) -> Model:
-    """Builds a model and fills it with a checkpoint's weights.
+    """Builds a model and fills it with weights, which are taken out of ``weights`` one by one.
 
     Args:
         build: Makes the model; called without memory for its weights.
-        model: A folder or hub id.
+        weights: As ``read_weights`` returns them.
+        source: Where they came from, for messages.
         prefix: Where set, the model is the part of that name of checkpoints that have more; theirs
             is taken and their heads are left.
-        revision: Branch, tag or commit of a hub id.
-        dtype: Of the weights in memory; "auto" takes the one they are stored in.
+        dtype: Of the weights in memory.
+        device: Where they go.
+        ignore_mismatched_sizes: Whether a weight of another shape is replaced by a newly drawn one.
+        load_in_8bit: Whether the encoder's linear layers are kept in 8 bits.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: A file or weight is missing, unexpected or misshapen; the message names it.
-        ConfigError: There is no dtype of that name.
+        CheckpointError: A weight is missing, unexpected or misshapen; the message names it.
     """
-    weights, source = read_weights(model, revision=revision)
-    weights = {_current_name(name): weight for name, weight in weights.items()}
     if prefix is not None and any(name.startswith(f"{prefix}.") for name in weights):
         weights = {k.removeprefix(f"{prefix}."): w for k, w in weights.items() if k.startswith(f"{prefix}.")}
-    target = _dtype(dtype, weights)
     with torch.device("meta"):
         module = build()
     expected = module.state_dict()
+    if ignore_mismatched_sizes and (misshapen := _misshapen(expected, weights)):
+        fresh = build().state_dict()
+        weights.update({name: fresh[name] for name in misshapen})
     for name, weight in expected.items():
         if name.split(".")[-1] == _TRAINING_ONLY and name not in weights:
             weights[name] = torch.rand(weight.shape)
-    _check(expected, weights, source)
-    cast = {name: weights[name].to(target) for name in expected}
-    module.load_state_dict(cast, assign=True)
+    check_weights(expected, weights, source)
+    if load_in_8bit:
+        quantize_linears(module, weights, dtype, device)
+    cast = {name: weights.pop(name).to(device, dtype) for name in expected if name in weights}
+    module.load_state_dict(cast, strict=not load_in_8bit, assign=True)
     return module.eval()
 
 
-def read_weights(model: str | Path, *, revision: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
+def has_weights(model: str | Path, framework: str, *, revision: str | None = None) -> bool:
+    """Whether a folder or hub id has files of "torch", "tf" or "flax".
+
+    Raises:
+        CheckpointError: The model cannot be found or reached.
+    """
+    found = (checkpoint_file(model, name, revision=revision, required=False) for name in _FILES[framework])
+    return any(path is not None for path in found)
+
+
+def read_weights(
+    model: str | Path, *, revision: str | None = None, framework: str = "torch"
+) -> tuple[dict[str, torch.Tensor], str]:
     """Reads all weights of a folder or hub id.
 
+    Args:
+        model: A folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+        framework: Whose files to read: "torch", "tf" or "flax".
+
     Returns:
-        The weights under the names of the files, and where they came from, for messages.
+        The weights in the names and layouts of torch, and where they came from, for messages.
 
     Raises:
         CheckpointError: There are none, or a file cannot be read.
+        MissingExtraError: A package is needed to read them.
     """
-    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+    for name in _FILES[framework]:
         path = checkpoint_file(model, name, revision=revision, required=False)
         if path is None:
             continue
         if not name.endswith(".json"):
-            return _read_file(path), str(path)
+            return current_names(read_weight_file(path)), str(path)
         shards = read_json_file(path).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise CheckpointError(f"{path} has no weight_map; fetch the file again")
         weights: dict[str, torch.Tensor] = {}
         for shard in sorted(set(map(str, shards.values()))):
+            if Path(shard).name != shard:
+                raise CheckpointError(
+                    f"{path} names the shard {shard!r}, expected a file beside it; fetch the file again"
+                )
             shard_path = checkpoint_file(model, shard, revision=revision)
             assert shard_path is not None
-            weights |= _read_file(shard_path)
-        return weights, str(path)
+            weights |= read_weight_file(shard_path)
+        return current_names(weights), str(path)
+    fix = f"name a checkpoint with {framework} weights"
+    for other in ("tf", "flax"):
+        if framework == "torch" and has_weights(model, other, revision=revision):
+            fix = f"load it with from_{other}=True"
     raise CheckpointError(
-        f"model {str(model)!r} has neither model.safetensors nor pytorch_model.bin; "
-        "name a checkpoint with torch weights"
+        f"model {str(model)!r} has neither {_FILES[framework][0]} nor {_FILES[framework][-1]}; {fix}"
     )
 
 
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
+def read_weight_file(path: Path) -> dict[str, torch.Tensor]:
+    """Reads one file of weights, of a kind that its suffix tells, without running any code in it.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds something else.
+        MissingExtraError: A package is needed to read it.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".h5":
+            return read_tf_file(path)
+        if path.suffix == ".msgpack":
+            return read_flax_file(path)
         # Never a plain unpickle: that would run whatever code the file holds.
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except MissingExtraError:
+        raise
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, UnpicklingError):  # torch's text advises to read it with the safety off
@@ -120,15 +183,23 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
     return dict(weights)
 
 
-def _current_name(name: str) -> str:
-    """Weight norm's parameters, in the spelling of torch's parametrizations."""
-    for old, new in (("conv.weight_g", "original0"), ("conv.weight_v", "original1")):
-        if name.endswith(f"pos_conv_embed.{old}"):
-            return name.removesuffix(old) + f"conv.parametrizations.weight.{new}"
-    return name
+def current_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights with weight norm's parameters, in the spelling of torch's parametrizations."""
+    renamed = {}
+    for name, weight in weights.items():
+        for old, new in (("conv.weight_g", "original0"), ("conv.weight_v", "original1")):
+            if name.endswith(f"pos_conv_embed.{old}"):
+                name = name.removesuffix(old) + f"conv.parametrizations.weight.{new}"
+        renamed[name] = weight
+    return renamed
 
 
-def _dtype(dtype: torch.dtype | str, weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+def choose_dtype(dtype: torch.dtype | str, weights: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The dtype of that name; "auto" is the one of the weights.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
@@ -138,7 +209,19 @@ def _dtype(dtype: torch.dtype | str, weights: Mapping[str, torch.Tensor]) -> tor
     return _DTYPES[dtype]
 
 
-def _check(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str) -> None:
+def _misshapen(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> set[str]:
+    return {n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape}
+
+
+def check_weights(
+    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str
+) -> None:
+    """Compares the names and shapes of weights with those of a model.
+
+    Raises:
+        CheckpointError: One is missing, unexpected or misshapen; it names ``source`` and the weight.
+    """
+
     def names(found: set[str]) -> str:
         shown = sorted(found)
         return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
@@ -148,8 +231,7 @@ def _check(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
         faults.append(f"lacks {names(missing)}")
     if unexpected := weights.keys() - expected.keys():
         faults.append(f"has {names(unexpected)}, which the model does not")
-    misshapen = {n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape}
-    if misshapen:
+    if misshapen := _misshapen(expected, weights):
         first = sorted(misshapen)[0]
         faults.append(
             f"has {names(misshapen)} of another shape ({first} is {tuple(weights[first].shape)}, "
@@ -159,7 +241,7 @@ def _check(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
         raise CheckpointError(f"{source} {' and '.join(faults)}; use a checkpoint that fits its config.json")
 
 
-def save_model(module: nn.Module, config: Wav2Vec2Config, folder: str | Path) -> None:
+def save_model(module: nn.Module, config: Any, folder: str | Path) -> None:
     """Writes ``config.json`` and ``model.safetensors`` as transformers reads them.
 
     Args:
@@ -169,7 +251,11 @@ def save_model(module: nn.Module, config: Wav2Vec2Config, folder: str | Path) ->
     """
     dtype = next(module.parameters()).dtype
     extra = {k: v for k, v in config.extra.items() if k != "torch_dtype"}  # the older name of dtype
-    extra |= {"architectures": [type(module).__name__], "dtype": str(dtype).removeprefix("torch.")}
+    architecture = type(module).__name__.removeprefix("TF").removeprefix("Flax")  # their files are torch's
+    extra |= {"architectures": [architecture], "dtype": str(dtype).removeprefix("torch.")}
     dataclasses.replace(config, extra=extra).save_pretrained(folder)
     weights = {name: weight.detach().contiguous().cpu() for name, weight in module.state_dict().items()}
-    save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    path = Path(folder) / "model.safetensors"
+    # Never into the file itself: the model's own weights may be mapped from it.
+    save_file(weights, path.with_suffix(".safetensors.part"), metadata={"format": "pt"})
+    os.replace(path.with_suffix(".safetensors.part"), path)

@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["CausalLMOutput", "Wav2Vec2BaseModelOutput"]
+__all__ = [
+    "CausalLMOutput",
+    "SequenceClassifierOutput",
+    "TokenClassifierOutput",
+    "Wav2Vec2BaseModelOutput",
+    "Wav2Vec2ForPreTrainingOutput",
+    "XVectorOutput",
+]
 
 
 @dataclass
@@ -35,10 +42,12 @@ class Wav2Vec2BaseModelOutput(_Output):
     """What the encoder without a head returns.
 
     Attributes:
-        last_hidden_state: (batch, num_frames, hidden_size).
+        last_hidden_state: (batch, num_frames, hidden_size), or output_hidden_size and fewer frames
+            after an adapter.
         extract_features: (batch, num_frames, conv_dim[-1]), what the convolutions gave, normalised.
-        hidden_states: The input of the first layer and the output of each, num_hidden_layers + 1 tensors;
-            in models that normalise first, the last one before the norm that closes the encoder.
+        hidden_states: The input of the first layer and the output of each, num_hidden_layers + 1 tensors
+            of (batch, num_frames, hidden_size); in models that normalise first, the last one before the
+            norm that closes the encoder.
         attentions: The attention probabilities of each layer, (batch, heads, num_frames, num_frames).
     """
 
@@ -63,3 +72,82 @@ class CausalLMOutput(_Output):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutput(_Output):
+    """What a model that classifies whole recordings returns.
+
+    Attributes:
+        loss: A scalar, where labels were given.
+        logits: (batch, num_labels), before the softmax; the value itself in regression.
+        hidden_states: As of Wav2Vec2BaseModelOutput.
+        attentions: As of Wav2Vec2BaseModelOutput.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(_Output):
+    """What a model that classifies frames returns.
+
+    Attributes:
+        loss: A scalar, where labels were given.
+        logits: (batch, num_frames, num_labels), before the softmax or the sigmoid.
+        hidden_states: As of Wav2Vec2BaseModelOutput.
+        attentions: As of Wav2Vec2BaseModelOutput.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class XVectorOutput(_Output):
+    """What a model that embeds speakers returns.
+
+    Attributes:
+        loss: A scalar, where labels were given.
+        logits: (batch, xvector_output_dim), what the loss compares with its class vectors.
+        embeddings: (batch, xvector_output_dim), one vector per recording; those of one speaker are close
+            by cosine similarity.
+        hidden_states: As of Wav2Vec2BaseModelOutput.
+        attentions: As of Wav2Vec2BaseModelOutput.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    embeddings: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class Wav2Vec2ForPreTrainingOutput(_Output):
+    """What the model for self-supervised training returns.
+
+    Attributes:
+        loss: A scalar, the contrastive loss and the weighted diversity loss, where negatives were given.
+        projected_states: (batch, num_frames, proj_codevector_dim), what the encoder predicts.
+        projected_quantized_states: (batch, num_frames, proj_codevector_dim), what it should predict.
+        codevector_perplexity: A scalar, how many entries of the codebooks are in use.
+        hidden_states: As of Wav2Vec2BaseModelOutput.
+        attentions: As of Wav2Vec2BaseModelOutput.
+        contrastive_loss: A scalar, where negatives were given.
+        diversity_loss: A scalar, where negatives were given.
+    """
+
+    loss: torch.Tensor | None = None
+    projected_states: torch.Tensor | None = None
+    projected_quantized_states: torch.Tensor | None = None
+    codevector_perplexity: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    contrastive_loss: torch.Tensor | None = None
+    diversity_loss: torch.Tensor | None = None

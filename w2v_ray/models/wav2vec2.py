@@ -9,42 +9,25 @@ Letters in tensor names: B batch, S samples, C channels, L frames, E hidden widt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Self
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from w2v_ray.errors import ConfigError
+from w2v_ray.models.activations import activation
+from w2v_ray.models.adapters import AttentionAdapter, Wav2Vec2Adapter, Wav2Vec2AdapterLayer
 from w2v_ray.models.attention import choose_kernel
-from w2v_ray.models.checkpoint import load_model, save_model
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.masking import spec_augment_mask
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
+from w2v_ray.models.pretrained import PretrainedModel
 
-__all__ = ["ACTIVATIONS", "Wav2Vec2Model", "initialize"]
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "swish": F.silu,
-}
+__all__ = ["Wav2Vec2Model", "initialize", "valid_frames"]
 
 
-def _activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    if name not in ACTIVATIONS:
-        raise ConfigError(
-            f"activation is {name!r}, expected one of {', '.join(ACTIVATIONS)}; mend config.json"
-        )
-    return ACTIVATIONS[name]
-
-
-def _valid(lengths: torch.Tensor, size: int) -> torch.Tensor:
+def valid_frames(lengths: torch.Tensor, size: int) -> torch.Tensor:
     """(B,) lengths to a (B, size) mask that is true where a position is inside its row."""
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
@@ -58,7 +41,7 @@ class _TrueLengthGroupNorm(nn.GroupNorm):
     def forward(self, x_BCL: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         if lengths is None:
             return super().forward(x_BCL)
-        valid_B1L = _valid(lengths, x_BCL.shape[-1])[:, None]
+        valid_B1L = valid_frames(lengths, x_BCL.shape[-1])[:, None]
         count_B11 = lengths.clamp(min=1)[:, None, None]
         # As torch's own kernel does: float16 cannot even count the frames of 21 seconds.
         wide_BCL = x_BCL.to(torch.promote_types(x_BCL.dtype, torch.float32))
@@ -85,7 +68,7 @@ class Wav2Vec2ConvLayer(nn.Module):
             self.layer_norm = nn.LayerNorm(channels)
         elif index == 0:
             self.layer_norm = _TrueLengthGroupNorm(channels)
-        self.activation = _activation(config.feat_extract_activation)
+        self.activation = activation(config.feat_extract_activation)
 
     def forward(
         self, x_BCL: torch.Tensor, lengths: torch.Tensor | None
@@ -142,7 +125,7 @@ class Wav2Vec2PositionalConvEmbedding(nn.Module):
                 groups=config.num_conv_pos_embedding_groups,
             )
             self.conv = nn.utils.parametrizations.weight_norm(conv, dim=2)
-        self.activation = _activation(config.feat_extract_activation)
+        self.activation = activation(config.feat_extract_activation)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
         # An even kernel gives one frame too many at the end.
@@ -182,10 +165,10 @@ class Wav2Vec2FeedForward(nn.Module):
         self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
-        self.activation = _activation(config.hidden_act)
+        self.intermediate_act_fn = activation(config.hidden_act)
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
-        x_BLE = self.intermediate_dropout(self.activation(self.intermediate_dense(x_BLE)))
+        x_BLE = self.intermediate_dropout(self.intermediate_act_fn(self.intermediate_dense(x_BLE)))
         x_BLE = self.output_dropout(self.output_dense(x_BLE))
         return x_BLE
 
@@ -201,6 +184,9 @@ class Wav2Vec2EncoderLayer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = Wav2Vec2FeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.adapter_layer: AttentionAdapter | None = None
+        if self.norm_first and config.adapter_attn_dim is not None:  # the other layers never have one
+            self.adapter_layer = AttentionAdapter(config.hidden_size, config.adapter_attn_dim)
 
     def forward(
         self, x_BLE: torch.Tensor, valid_BL: torch.Tensor | None
@@ -208,7 +194,10 @@ class Wav2Vec2EncoderLayer(nn.Module):
         if self.norm_first:
             attended_BLE, attention_BHLL = self.attention(self.layer_norm(x_BLE), valid_BL)
             x_BLE = x_BLE + self.dropout(attended_BLE)
-            return x_BLE + self.feed_forward(self.final_layer_norm(x_BLE)), attention_BHLL
+            x_BLE = x_BLE + self.feed_forward(self.final_layer_norm(x_BLE))
+            if self.adapter_layer is not None:
+                x_BLE = x_BLE + self.adapter_layer(x_BLE)
+            return x_BLE, attention_BHLL
         attended_BLE, attention_BHLL = self.attention(x_BLE, valid_BL)
         x_BLE = self.layer_norm(x_BLE + self.dropout(attended_BLE))
         return self.final_layer_norm(x_BLE + self.feed_forward(x_BLE)), attention_BHLL
@@ -237,7 +226,7 @@ class Wav2Vec2Encoder(nn.Module):
         x_BLE = self.dropout(x_BLE)
         hidden_states, attentions = [x_BLE], []
         for layer in self.layers:
-            if self.training and torch.rand(()) < self.layerdrop:
+            if self.training and self.layerdrop > 0 and torch.rand(()) < self.layerdrop:
                 hidden_states.append(x_BLE)
                 continue
             x_BLE, attention_BHLL = layer(x_BLE, valid_BL)
@@ -249,74 +238,62 @@ class Wav2Vec2Encoder(nn.Module):
         return x_BLE, hidden_states, attentions
 
 
-class Wav2Vec2Model(nn.Module):
-    """The wav2vec 2.0 encoder: convolutions, projection, transformer.
+class Wav2Vec2Model(PretrainedModel):
+    """The wav2vec 2.0 encoder: convolutions, projection, transformer and, where the config says so, adapter.
 
     Args:
         config: What to build.
-        attn_implementation: The attention kernel, "sdpa" or "eager"; attention probabilities can
-            be returned by "eager" alone.
+        attn_implementation: The attention kernel; attention probabilities can be returned by "eager"
+            alone.
 
     Raises:
-        ConfigError: The config asks for what is not built here, or for an unknown kernel.
+        ConfigError: The config names an unknown activation, or there is no kernel of that name.
     """
 
+    config_class = Wav2Vec2Config
     base_model_prefix = "wav2vec2"
+    main_input_name = "input_values"
 
     def __init__(self, config: Wav2Vec2Config, *, attn_implementation: str = "sdpa") -> None:
-        super().__init__()
-        for option in ("add_adapter", "adapter_attn_dim"):
-            if getattr(config, option):
-                raise ConfigError(
-                    f"{option} is {getattr(config, option)!r}, which is not built here; "
-                    "name a checkpoint without adapters"
-                )
-        self.config = config
-        self.attn_implementation = attn_implementation
+        super().__init__(config, attn_implementation=attn_implementation)
         self.feature_extractor = Wav2Vec2FeatureEncoder(config)
         self.feature_projection = Wav2Vec2FeatureProjection(config)
         if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
             self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size).uniform_())
-        self.encoder = Wav2Vec2Encoder(config, attn_implementation)
+        self.encoder = Wav2Vec2Encoder(config, self.attn_implementation)
+        self.adapter = Wav2Vec2Adapter(config) if config.add_adapter else None
         self.apply(partial(initialize, config))
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path,
-        *,
-        revision: str | None = None,
-        dtype: torch.dtype | str = torch.float32,
-        attn_implementation: str = "sdpa",
-    ) -> Self:
-        """Loads a folder or hub id; a checkpoint that has a head is taken without it.
+    def freeze_feature_encoder(self) -> None:
+        """Keeps the convolutions as they are during training."""
+        self.feature_extractor.requires_grad_(False)
+
+    def num_frames(self, lengths: torch.Tensor | int, *, add_adapter: bool | None = None) -> torch.Tensor:
+        """How many output frames so many samples give, 0 where there are too few.
 
         Args:
-            model: A folder or hub id.
-            revision: Branch, tag or commit of a hub id.
-            dtype: Of the weights in memory; "auto" takes the one they are stored in.
-            attn_implementation: As of the constructor.
+            lengths: Samples, of one row or of each.
+            add_adapter: Whether to count what the adapter puts out; None: if there is one.
+        """
+        frames = torch.as_tensor(lengths)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            frames = (torch.div(frames - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
+        if self.config.add_adapter if add_adapter is None else add_adapter:
+            for _ in range(self.config.num_adapter_layers):
+                frames = Wav2Vec2AdapterLayer.num_frames(self.config, frames)
+        return frames
+
+    def frame_mask(self, attention_mask: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Which output frames are inside their row and not padding.
+
+        Args:
+            attention_mask: As of ``forward``.
+            num_frames: Output frames of the longest row.
 
         Returns:
-            The model in evaluation mode.
-
-        Raises:
-            CheckpointError: Files or weights are missing, unexpected or misshapen; it names them.
+            (batch, num_frames) bool.
         """
-        config = Wav2Vec2Config.from_pretrained(model, revision=revision)
-        build = partial(cls, config, attn_implementation=attn_implementation)
-        return load_model(build, model, prefix=cls.base_model_prefix, revision=revision, dtype=dtype)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` as transformers reads them."""
-        save_model(self, self.config, folder)
-
-    def num_frames(self, num_samples: torch.Tensor | int) -> torch.Tensor:
-        """How many frames the convolutions make of so many samples, 0 where there are too few."""
-        lengths = torch.as_tensor(num_samples)
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            lengths = (torch.div(lengths - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
-        return lengths
+        return valid_frames(self.num_frames(attention_mask.sum(-1)), num_frames)
 
     def forward(
         self,
@@ -325,7 +302,8 @@ class Wav2Vec2Model(nn.Module):
         mask_time_indices: torch.Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-    ) -> Wav2Vec2BaseModelOutput:
+        return_dict: bool | None = True,
+    ) -> Wav2Vec2BaseModelOutput | tuple[Any, ...]:
         """Encodes a batch of waveforms.
 
         Args:
@@ -333,12 +311,15 @@ class Wav2Vec2Model(nn.Module):
                 extractor says.
             attention_mask: (batch, num_samples), 1 for samples and 0 for padding at the end;
                 None: no row is padded.
-            mask_time_indices: (batch, num_frames), true for frames to replace by the learned mask.
+            mask_time_indices: (batch, num_frames), true for frames to replace by the learned mask;
+                without effect where the config says apply_spec_augment=False.
             output_attentions: Whether to return attention probabilities ("eager" only).
-            output_hidden_states: Whether to return every layer's output.
+            output_hidden_states: Whether to return every layer's output, before the adapter.
+            return_dict: False returns the fields that are set as a tuple.
 
         Raises:
-            ConfigError: Attentions are asked of a kernel that does not give them.
+            ConfigError: Attentions are asked of a kernel that does not give them, or frames are to be
+                masked in a model without a learned mask.
         """
         if output_attentions and self.attn_implementation != "eager":
             raise ConfigError(
@@ -350,23 +331,27 @@ class Wav2Vec2Model(nn.Module):
             lengths = attention_mask.sum(-1)
         features_BLC, lengths = self.feature_extractor(input_values, lengths)
         x_BLE, features_BLC = self.feature_projection(features_BLC)
-        valid_BL = None if lengths is None else _valid(lengths, x_BLE.shape[1])
+        valid_BL = None if lengths is None else valid_frames(lengths, x_BLE.shape[1])
         x_BLE = self._mask(x_BLE, mask_time_indices, lengths)
         x_BLE, hidden_states, attentions = self.encoder(x_BLE, valid_BL)
-        return Wav2Vec2BaseModelOutput(
+        if self.adapter is not None:
+            x_BLE = self.adapter(x_BLE, lengths)
+        output = Wav2Vec2BaseModelOutput(
             last_hidden_state=x_BLE,
             extract_features=features_BLC,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+        return output.to_tuple() if return_dict is False else output
 
     def _mask(
         self, x_BLE: torch.Tensor, mask_time_indices: torch.Tensor | None, lengths: torch.Tensor | None
     ) -> torch.Tensor:
         config = self.config
-        augment = self.training and config.apply_spec_augment
+        if not config.apply_spec_augment:
+            return x_BLE
         batch, frames, width = x_BLE.shape
-        if mask_time_indices is None and augment and config.mask_time_prob > 0:
+        if mask_time_indices is None and self.training and config.mask_time_prob > 0:
             mask_time_indices = spec_augment_mask(
                 batch,
                 frames,
@@ -376,10 +361,15 @@ class Wav2Vec2Model(nn.Module):
                 lengths=None if lengths is None else lengths.tolist(),
             ).to(x_BLE.device)
         if mask_time_indices is not None:
+            if not hasattr(self, "masked_spec_embed"):
+                raise ConfigError(
+                    "mask_time_indices needs a learned mask, but mask_time_prob and mask_feature_prob are 0; "
+                    "set one of them"
+                )
             x_BLE = torch.where(
                 mask_time_indices.bool()[..., None], self.masked_spec_embed.to(x_BLE.dtype), x_BLE
             )
-        if augment and config.mask_feature_prob > 0:
+        if self.training and config.mask_feature_prob > 0:
             mask_BE = spec_augment_mask(
                 batch,
                 width,
@@ -411,5 +401,5 @@ def initialize(config: Wav2Vec2Config, module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=config.initializer_range)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, Wav2Vec2ConvLayer):
+    elif isinstance(module, Wav2Vec2ConvLayer | Wav2Vec2AdapterLayer):
         nn.init.kaiming_normal_(module.conv.weight)

@@ -1,0 +1,155 @@
+"""What models with a head share: the encoder under its family's name, and the arguments of ``forward``.
+
+Letters in tensor names: B batch, L frames, E width, N hidden states.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from w2v_ray.errors import ConfigError
+from w2v_ray.models.bert_config import Wav2Vec2BertConfig
+from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
+from w2v_ray.models.pretrained import PretrainedModel
+from w2v_ray.models.wav2vec2 import Wav2Vec2Model
+from w2v_ray.models.wav2vec2_bert import Wav2Vec2BertModel
+
+__all__ = ["ModelWithHead", "Wav2Vec2BertFamily", "Wav2Vec2Family"]
+
+
+class ModelWithHead(PretrainedModel):
+    """An encoder under the name that its family gives it, and what a head needs of its output."""
+
+    encoder_class: ClassVar[type[PretrainedModel]]
+
+    def __init__(self, config: Any, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__(config, attn_implementation=attn_implementation)
+        encoder = self.encoder_class(config, attn_implementation=self.attn_implementation)
+        self.add_module(self.base_model_prefix, encoder)
+
+    @property
+    def base_model(self) -> Any:
+        """The encoder."""
+        return getattr(self, self.base_model_prefix)
+
+    def freeze_base_model(self) -> None:
+        """Keeps the encoder as it is during training, so that the head alone learns."""
+        self.base_model.requires_grad_(False)
+
+    def _output(
+        self,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        asked: dict[str, bool],
+    ) -> Any:
+        raise NotImplementedError
+
+    def _initialize(self, *modules: nn.Module) -> None:
+        for module in modules:
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=self.config.initializer_range)
+                    nn.init.zeros_(linear.bias)
+
+    def _refuse_adapter(self) -> None:
+        if self.config.add_adapter:
+            raise ConfigError(
+                f"add_adapter is True, which {type(self).__name__} does not support; set it to False"
+            )
+
+    def _add_layer_weights(self) -> None:
+        if self.config.use_weighted_layer_sum:
+            count = self.config.num_hidden_layers + 1
+            self.layer_weights = nn.Parameter(torch.full((count,), 1 / count))
+
+    def _encode(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None, asked: dict[str, bool]
+    ) -> tuple[torch.Tensor, Wav2Vec2BaseModelOutput]:
+        """Gives what the head is to see, and the output with nothing in it that was not asked for."""
+        weighted = self.config.use_weighted_layer_sum
+        wanted = {**asked, "output_hidden_states": asked["output_hidden_states"] or weighted}
+        encoded = self.base_model(inputs, attention_mask, **wanted)
+        x_BLE = encoded.last_hidden_state
+        if weighted:
+            weights_N111 = torch.softmax(self.layer_weights, dim=-1)[:, None, None, None]
+            x_BLE = (torch.stack(encoded.hidden_states) * weights_N111).sum(0)
+        if not asked["output_hidden_states"]:
+            encoded.hidden_states = None
+        return x_BLE, encoded
+
+
+class Wav2Vec2Family(ModelWithHead):
+    """What all models with a wav2vec 2.0 encoder share."""
+
+    config_class = Wav2Vec2Config
+    encoder_class = Wav2Vec2Model
+    base_model_prefix = "wav2vec2"
+    main_input_name = "input_values"
+
+    wav2vec2: Wav2Vec2Model
+
+    def freeze_feature_encoder(self) -> None:
+        """Keeps the convolutions as they are during training."""
+        self.wav2vec2.freeze_feature_encoder()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool | None = True,
+    ) -> Any:
+        """Runs the encoder and the head on a batch of waveforms.
+
+        Args:
+            input_values: As of Wav2Vec2Model.
+            attention_mask: As of Wav2Vec2Model.
+            labels: As the class says; they give a loss.
+            output_attentions: As of Wav2Vec2Model.
+            output_hidden_states: As of Wav2Vec2Model.
+            return_dict: False returns the fields that are set as a tuple.
+        """
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        output = self._output(input_values, attention_mask, labels, asked)
+        return output.to_tuple() if return_dict is False else output
+
+
+class Wav2Vec2BertFamily(ModelWithHead):
+    """What all models with a Wav2Vec2-BERT encoder share."""
+
+    config_class = Wav2Vec2BertConfig
+    encoder_class = Wav2Vec2BertModel
+    base_model_prefix = "wav2vec2_bert"
+    main_input_name = "input_features"
+
+    wav2vec2_bert: Wav2Vec2BertModel
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool | None = True,
+    ) -> Any:
+        """Runs the encoder and the head on a batch of log-mel features.
+
+        Args:
+            input_features: As of Wav2Vec2BertModel.
+            attention_mask: As of Wav2Vec2BertModel.
+            labels: As the class says; they give a loss.
+            output_attentions: As of Wav2Vec2BertModel.
+            output_hidden_states: As of Wav2Vec2BertModel.
+            return_dict: False returns the fields that are set as a tuple.
+        """
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        output = self._output(input_features, attention_mask, labels, asked)
+        return output.to_tuple() if return_dict is False else output
