@@ -86,7 +86,7 @@ def test_calls_equal_the_oracles(lengths: list[int], form: str, setting: dict, o
     assert_same(ours(audio, sampling_rate=RATE, **options), expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     mask=st.booleans(),

@@ -5,19 +5,27 @@ It takes samples at the model's rate and refuses another rate: it never resample
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from w2v_ray.errors import CheckpointError, EmptyAudioError, OutputError
-from w2v_ray.hub import checkpoint_file, read_json_file
+from w2v_ray.audio.padding import (
+    BatchFeature,
+    as_float32,
+    convert,
+    fill,
+    kept_length,
+    pad_features,
+    padded_length,
+    padding_strategy,
+)
+from w2v_ray.audio.settings import checked_settings, read_settings, write_settings
+from w2v_ray.errors import CheckpointError, EmptyAudioError
+from w2v_ray.hub import upload_saved
 
 __all__ = ["BatchFeature", "Wav2Vec2FeatureExtractor", "zero_mean_unit_variance"]
 
@@ -31,31 +39,6 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
     "return_attention_mask": (bool,),
     "do_normalize": (bool,),
 }
-
-
-class BatchFeature(dict[str, Any]):
-    """Features by name; each name is an attribute too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def to(self, device: Any = None, dtype: Any = None, *, non_blocking: bool = False) -> BatchFeature:
-        """Moves tensors to a device, and those of floats to a dtype, in place; other values stay.
-
-        Either may be given alone: ``to("cuda")``, ``to(torch.float16)``.
-        """
-        import torch
-
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        for name, value in self.items():
-            if isinstance(value, torch.Tensor):
-                kind = dtype if value.is_floating_point() else None
-                self[name] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
-        return self
 
 
 def zero_mean_unit_variance(samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -113,46 +96,36 @@ class Wav2Vec2FeatureExtractor:
         Raises:
             CheckpointError: The files are missing or malformed, or are of another feature extractor.
         """
-        raw, path = _read_settings(str(model), revision)
-        found = raw.get("feature_extractor_type")
-        if found not in (None, _TYPE):
-            raise CheckpointError(
-                f"{path} says feature_extractor_type {found!r}, expected {_TYPE!r}; "
-                "name a checkpoint that takes waveforms"
-            )
-        if raw.get("padding_side", "right") != "right":
-            raise CheckpointError(f"{path} says padding_side {raw['padding_side']!r}, expected 'right'")
-        settings = {}
-        for name, types in _SETTINGS.items():
-            if name not in raw:
-                continue
-            if not isinstance(raw[name], types) or (isinstance(raw[name], bool) and bool not in types):
-                expected = " or ".join(kind.__name__ for kind in types)
-                raise CheckpointError(
-                    f"{path} says {name} {raw[name]!r}, expected {expected}; correct the file"
-                )
-            settings[name] = raw[name]
+        raw, path = read_settings(model, revision)
+        settings = checked_settings(raw, path, _TYPE, _SETTINGS)
         try:
             return cls(**(settings | overrides))
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}; correct the file") from error
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], *, processor_class: str | None = None
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        processor_class: str | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
     ) -> tuple[str, ...]:
         """Writes ``preprocessor_config.json``, which transformers reads too, and returns its path.
 
+        Args:
+            save_directory: A folder; it is made where there is none.
+            processor_class: Named in the file, for AutoProcessor.
+            push_to_hub: Whether to put what was written into a repository of the hub too.
+            hub: As of ``hub.upload_saved``: ``repo_id``, ``commit_message``, ``private``, ``token``, ...
+
         Raises:
-            OutputError: ``save_directory`` is a file.
+            OutputError: ``save_directory`` is a file, or the hub does not take it.
         """
-        folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is a file; name a folder to save the feature extractor in")
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = self.to_dict() | ({"processor_class": processor_class} if processor_class else {})
-        path = folder / "preprocessor_config.json"
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        return (str(path),)
+        named = {"processor_class": processor_class} if processor_class else {}
+        written = write_settings(save_directory, self.to_dict() | named)
+        upload_saved(written, push_to_hub, hub)
+        return written
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, under the names that the files use."""
@@ -203,19 +176,19 @@ class Wav2Vec2FeatureExtractor:
             )
         rows = self._rows(raw_speech)
         masked = self.return_attention_mask if return_attention_mask is None else return_attention_mask
-        strategy = self._strategy(padding, max_length)
-        rows = [row[: _limit(max_length, truncation, pad_to_multiple_of)] for row in rows]
+        strategy = padding_strategy(padding, max_length)
+        rows = [row[: kept_length(max_length, truncation, pad_to_multiple_of)] for row in rows]
         lengths = [len(row) for row in rows]
         if self.do_normalize and masked:
             rows = [zero_mean_unit_variance(row) for row in rows]
-        length = _padded_length(strategy, lengths, max_length, pad_to_multiple_of)
-        rows = [_fill(row, length, self.padding_value) for row in rows]
+        length = padded_length(strategy, lengths, max_length, pad_to_multiple_of)
+        rows = [fill(row, length, self.padding_value) for row in rows]
         if self.do_normalize and not masked:
             rows = [zero_mean_unit_variance(row) for row in rows]
         features = BatchFeature(input_values=rows)
         if masked:
-            features["attention_mask"] = [_fill(np.ones(n, np.int32), length, 0) for n in lengths]
-        return _convert(features, return_tensors)
+            features["attention_mask"] = [fill(np.ones(n, np.int32), length, 0) for n in lengths]
+        return convert(features, return_tensors)
 
     def pad(
         self,
@@ -243,43 +216,25 @@ class Wav2Vec2FeatureExtractor:
         Raises:
             ValueError: There are no ``input_values``, or as of calling the extractor.
         """
-        columns: Mapping[str, Any] = (
-            features
-            if isinstance(features, Mapping)
-            else {name: [row[name] for row in features] for name in (features[0] if features else {})}
-        )
-        if "input_values" not in columns:
-            raise ValueError(
-                f"the features have {', '.join(columns) or 'nothing'}, expected input_values to pad"
-            )
-        values = columns["input_values"]
-        if any(len(column) != len(values) for column in columns.values()):
-            raise ValueError(
-                f"the features have columns of different lengths, expected {len(values)} rows in each"
-            )
         masked = self.return_attention_mask if return_attention_mask is None else return_attention_mask
-        if not len(values):
-            return BatchFeature(dict(columns) | ({"attention_mask": []} if masked else {}))
-        return_tensors = return_tensors or ("pt" if _is_tensor(values) or _is_tensor(values[0]) else "np")
-        strategy = self._strategy(padding, max_length)
-        limit = _limit(max_length, truncation, pad_to_multiple_of)
-        rows = [_float32(row)[:limit] for row in values]
-        lengths = [len(row) for row in rows]
-        length = _padded_length(strategy, lengths, max_length, pad_to_multiple_of)
-        padded = BatchFeature({name: [np.asarray(row) for row in column] for name, column in columns.items()})
-        padded["input_values"] = [_fill(row, length, self.padding_value) for row in rows]
-        if "attention_mask" in columns:
-            padded["attention_mask"] = [_fill(mask[:limit], length, 0) for mask in padded["attention_mask"]]
-        elif masked:
-            padded["attention_mask"] = [_fill(np.ones(n, np.int32), length, 0) for n in lengths]
-        return _convert(padded, return_tensors)
+        return pad_features(
+            features,
+            "input_values",
+            padding_value=self.padding_value,
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=masked,
+            return_tensors=return_tensors,
+        )
 
     def _rows(self, raw_speech: Any) -> list[NDArray[np.float32]]:
         is_list = isinstance(raw_speech, list | tuple)
         if is_list and len(raw_speech) and np.ndim(raw_speech[0]) > 0:
-            rows = [_float32(row) for row in raw_speech]
+            rows = [as_float32(row) for row in raw_speech]
         else:
-            rows = [_float32(raw_speech)]
+            rows = [as_float32(raw_speech)]
             if rows[0].ndim == (2 if self.feature_size == 1 else 3):
                 rows = list(rows[0])
         wanted = 1 if self.feature_size == 1 else 2
@@ -290,82 +245,3 @@ class Wav2Vec2FeatureExtractor:
                     f"a waveform has shape {row.shape}, expected {expected}; mix its channels to one"
                 )
         return rows
-
-    def _strategy(self, padding: bool | str, max_length: int | None) -> str:
-        strategy = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
-        if strategy not in ("longest", "max_length", "do_not_pad"):
-            raise ValueError(
-                f"padding is {padding!r}, expected true, false, 'longest', 'max_length' or 'do_not_pad'"
-            )
-        if strategy == "max_length" and max_length is None:
-            raise ValueError("padding is 'max_length' and max_length is not given; pass it")
-        return strategy
-
-
-def _read_settings(model: str, revision: str | None) -> tuple[dict[str, Any], Path]:
-    # transformers 5 saves the settings inside those of the processor, which win where both are present.
-    path = checkpoint_file(model, "processor_config.json", revision=revision, required=False)
-    nested = read_json_file(path).get("feature_extractor") if path else None
-    if path and nested is not None:
-        if not isinstance(nested, dict):
-            raise CheckpointError(
-                f"{path} says feature_extractor {nested!r}, expected an object; correct the file"
-            )
-        return nested, path
-    path = checkpoint_file(model, "preprocessor_config.json", revision=revision)
-    assert path is not None  # it is required
-    return read_json_file(path), path
-
-
-def _limit(max_length: int | None, truncation: bool, pad_to_multiple_of: int | None) -> int | None:
-    if not truncation:
-        return None
-    if max_length is None:
-        raise ValueError("truncation is on and max_length is not given; pass it")
-    return _round_up(max_length, pad_to_multiple_of)
-
-
-def _padded_length(strategy: str, lengths: list[int], max_length: int | None, multiple: int | None) -> int:
-    if strategy == "do_not_pad":
-        return 0
-    return _round_up(max(lengths) if max_length is None or strategy == "longest" else max_length, multiple)
-
-
-def _round_up(length: int, multiple: int | None) -> int:
-    return -(-length // multiple) * multiple if multiple else length
-
-
-def _fill(row: NDArray[Any], length: int, value: float) -> NDArray[Any]:
-    missing = max(0, length - len(row))
-    return np.pad(row, [(0, missing)] + [(0, 0)] * (row.ndim - 1), constant_values=value)
-
-
-def _float32(values: Any) -> NDArray[np.float32]:
-    return np.asarray(values.detach().cpu() if _is_tensor(values) else values, dtype=np.float32)
-
-
-def _is_tensor(value: object) -> bool:
-    torch = sys.modules.get("torch")  # where it was never loaded, nothing is a tensor
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _convert(features: BatchFeature, return_tensors: str | None) -> BatchFeature:
-    if return_tensors not in ("np", "pt", None):
-        raise ValueError(f"return_tensors is {return_tensors!r}, expected 'np', 'pt' or null for lists")
-    for name, rows in features.items() if return_tensors else ():
-        if len({np.shape(row) for row in rows}) == 1:
-            array = np.stack(rows)
-        elif return_tensors == "pt":
-            raise ValueError(
-                f"{name} has rows of different lengths; pass padding=True to make a tensor of them"
-            )
-        else:
-            array = np.empty(len(rows), dtype=object)
-            array[:] = rows
-        if return_tensors == "pt":
-            import torch
-
-            features[name] = torch.from_numpy(array)
-        else:
-            features[name] = array
-    return features

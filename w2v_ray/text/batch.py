@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from w2v_ray.text.rows import Row, cut
+
 __all__ = ["BatchEncoding", "BatchOptions", "BatchRules", "make_batch", "pad_batch", "plain"]
 
 _log = logging.getLogger(__name__)
@@ -46,9 +48,12 @@ class BatchOptions:
     padding: bool | str = False
     """True or ``longest``, ``max_length``, false or ``do_not_pad``."""
     truncation: bool | str | None = None
-    """True cuts rows to ``max_length``; null does so where that is given and padding is not."""
+    """True or ``longest_first``, ``only_first`` and ``only_second`` of a pair, false or ``do_not_truncate``;
+    null cuts where ``max_length`` is given and padding is not."""
     max_length: int | None = None
     """Tokens a row is cut or filled up to; null: the tokenizer's ``model_max_length``."""
+    stride: int = 0
+    """Tokens before a cut that ``overflowing_tokens`` begin with."""
     pad_to_multiple_of: int | None = None
     """Rounds padded lengths up."""
     padding_side: str | None = None
@@ -58,11 +63,17 @@ class BatchOptions:
     return_attention_mask: bool | None = None
     """Whether to add 1 for tokens and 0 for padding; null: yes."""
     return_token_type_ids: bool = False
-    """Whether to add a 0 for each token."""
+    """Whether to add a 0 for each token, and a 1 for each of a second text."""
+    add_special_tokens: bool = True
+    """CTC adds none; but without them, a second text's tokens are 0 too, as in transformers."""
     return_special_tokens_mask: bool = False
     """Whether to add 0 for tokens and 1 for padding."""
     return_length: bool = False
     """Whether to add the tokens of each row."""
+    return_overflowing_tokens: bool = False
+    """Whether to add the tokens that were cut off, and their number; lists alone have them."""
+    verbose: bool = True
+    """Whether to log what is not used."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.padding, bool) and self.padding not in _PADDINGS:
@@ -95,28 +106,41 @@ class BatchRules:
 class _Lengths:
     padding: str  # one of _PADDINGS
     cut: int | None  # tokens that a row keeps; null: all
+    cuts: str  # one of _TRUNCATIONS but the last
     fill: int | None  # tokens that a row is padded to, with padding "max_length"
 
 
-def make_batch(
-    rows: list[list[int]], options: BatchOptions, rules: BatchRules, *, one_row: bool
-) -> BatchEncoding:
+def make_batch(rows: list[Row], options: BatchOptions, rules: BatchRules, *, one_row: bool) -> BatchEncoding:
     """The ids of texts as a batch, or those of one text without a batch axis unless as arrays or tensors.
 
     Raises:
         ValueError: Options contradict each other, or rows of different lengths were asked for as tensors.
     """
     lengths = _settle(options, rules)
+    overflows = options.return_overflowing_tokens
     made: list[dict[str, Any]] = []
-    for ids in rows:
-        row: dict[str, Any] = {"input_ids": _cut(ids, lengths.cut, rules.truncation_side)}
+    for whole in rows:
+        if overflows and whole.second is not None and lengths.cut and lengths.cuts == "longest_first":
+            raise ValueError(
+                "tokens cut from both texts of a pair cannot be returned; pass truncation='only_first' or "
+                "'only_second', or return_overflowing_tokens=False"
+            )
+        kept = cut(whole, lengths.cut, lengths.cuts, rules.truncation_side, options.stride)
+        row: dict[str, Any] = {"input_ids": kept.ids}
         if options.return_token_type_ids:
-            row["token_type_ids"] = [0] * len(row["input_ids"])
+            second = int(options.add_special_tokens)
+            row["token_type_ids"] = [0] * len(kept.first) + [second] * len(kept.second or [])
         if options.return_special_tokens_mask:
             row["special_tokens_mask"] = [0] * len(row["input_ids"])
         if options.return_length and not one_row:
             row["length"] = len(row["input_ids"])
+        if overflows and not options.return_tensors and (kept.taken or not one_row):
+            row["overflowing_tokens"], row["num_truncated_tokens"] = list(kept.taken), kept.num_taken
         made.append(row)
+    if not any(row.get("overflowing_tokens") for row in made):
+        for row in made:
+            row.pop("overflowing_tokens", None)
+            row.pop("num_truncated_tokens", None)
     made = _padded(made, lengths, options, rules, one_row=one_row)
     if options.return_length and one_row:
         made[0]["length"] = len(made[0]["input_ids"])
@@ -165,8 +189,8 @@ def _settle(options: BatchOptions, rules: BatchRules) -> _Lengths:
     padding, truncation, max_length = options.padding, options.truncation, options.max_length
     if truncation is None and max_length is not None and padding is False:
         truncation = True  # a length alone can only mean a cut
-    cuts = truncation in (True, "longest_first", "only_first")  # only_second: there is no second text
-    if padding is True and max_length is not None and not cuts:
+    cuts = truncation not in (False, None, "do_not_truncate")
+    if options.verbose and padding is True and max_length is not None and not cuts:
         _log.warning("max_length %d is not used with padding=True; pass padding='max_length'", max_length)
     strategy = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
     if max_length is None and rules.model_max_length <= _NO_LIMIT:
@@ -180,15 +204,11 @@ def _settle(options: BatchOptions, rules: BatchRules) -> _Lengths:
             "rows that are both cut and padded need one that is"
         )
     return _Lengths(
-        strategy, cut=max_length if cuts else None, fill=max_length if strategy == "max_length" else None
+        strategy,
+        cut=max_length if cuts else None,
+        cuts=truncation if isinstance(truncation, str) else "longest_first",
+        fill=max_length if strategy == "max_length" else None,
     )
-
-
-def _cut(ids: list[int], length: int | None, side: str) -> list[int]:
-    surplus = len(ids) - length if length else 0  # a length of 0 cuts nothing, as in transformers
-    if surplus <= 0:
-        return ids
-    return ids[surplus:] if side == "left" else ids[:-surplus]
 
 
 def _padded(

@@ -14,16 +14,17 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from w2v_ray.errors import CheckpointError, OutputError
-from w2v_ray.hub import checkpoint_file
+from w2v_ray.hub import checkpoint_file, upload_saved
 from w2v_ray.text.added import AddedToken, AddedTokens
 from w2v_ray.text.batch import BatchEncoding, BatchOptions, BatchRules, make_batch, pad_batch, plain
+from w2v_ray.text.rows import read_rows
 from w2v_ray.text.vocabulary import (
     SETTINGS,
     SPECIAL_TOKENS,
     VOCABULARY_FILE,
-    Vocabulary,
     read_settings,
     read_vocabulary,
+    vocabulary_of,
     write_json,
     write_settings,
 )
@@ -123,12 +124,21 @@ class Wav2Vec2CTCTokenizer:
         return cls(path, **(read_settings(str(model), revision=revision) | overrides))
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], *, processor_class: str | None = None
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        processor_class: str | None = None,
+        push_to_hub: bool = False,
+        **hub: Any,
     ) -> tuple[str, ...]:
         """Writes the files that ``from_pretrained`` and transformers read; returns their paths.
 
+        Args:
+            processor_class: Named in them, for AutoProcessor.
+            push_to_hub, hub: As of ``hub.upload_saved``: ``repo_id``, ``commit_message``, ``token``, ...
+
         Raises:
-            OutputError: ``save_directory`` is a file.
+            OutputError: ``save_directory`` is a file, or the hub does not take it.
         """
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
@@ -139,7 +149,9 @@ class Wav2Vec2CTCTokenizer:
         if processor_class:
             settings["processor_class"] = processor_class
         written = write_settings(folder, settings, self.added_tokens_decoder, vocab_size=self.vocab_size)
-        return (*written, *self.save_vocabulary(folder))
+        written += self.save_vocabulary(folder)
+        upload_saved(written, push_to_hub, hub)
+        return written
 
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
@@ -167,18 +179,9 @@ class Wav2Vec2CTCTokenizer:
         self._register_long_tokens()
 
     def _choose(self, language: str | None) -> None:
-        languages = {name: value for name, value in self.vocab.items() if isinstance(value, dict)}
-        if languages and language not in languages:
-            some = ", ".join(sorted(languages)[:12])
-            raise ValueError(
-                f"target_lang is {language!r}, expected one of the languages of the vocabulary: {some}"
-            )
-        if not languages and language is not None:
-            raise ValueError(f"target_lang is {language!r}, expected none, as the vocabulary is one flat one")
-        flat = {token: index for token, index in self.vocab.items() if isinstance(index, int)}
-        self.target_lang = language
-        self.encoder: Vocabulary = flat if language is None else languages[language]
+        self.encoder = vocabulary_of(self.vocab, language)
         self.decoder = {index: token for token, index in self.encoder.items()}
+        self.target_lang = language
 
     @property
     def vocab_size(self) -> int:
@@ -307,19 +310,20 @@ class Wav2Vec2CTCTokenizer:
     def __call__(
         self,
         text: str | Sequence[Any] | None = None,
+        text_pair: str | Sequence[Any] | None = None,
         *,
         text_target: str | Sequence[Any] | None = None,
+        text_pair_target: str | Sequence[Any] | None = None,
         is_split_into_words: bool = False,
-        add_special_tokens: bool = True,
         **options: Any,
     ) -> BatchEncoding:
         """Turns a text, or a list of texts, into ids.
 
         Args:
-            text: A text or a list of them; lists of words with ``is_split_into_words``.
-            text_target: The same, whose ids come as ``labels`` beside those of ``text``.
+            text: A text or a list of them; lists of words with ``is_split_into_words``; lists of ids.
+            text_pair: The same, whose ids follow those of ``text``.
+            text_target, text_pair_target: The same, whose ids come as ``labels`` beside those of ``text``.
             is_split_into_words: Whether texts are lists of words, spelled with nothing between them.
-            add_special_tokens: Without effect: CTC adds none.
             options: Fields of BatchOptions: padding, truncation, max_length, return_tensors and others.
 
         Returns:
@@ -332,18 +336,18 @@ class Wav2Vec2CTCTokenizer:
         """
         chosen = BatchOptions(**options)
 
-        def encode(texts: str | Sequence[Any]) -> BatchEncoding:
-            one_row = isinstance(texts, str) or (
-                is_split_into_words and isinstance(next(iter(texts), []), str)
-            )
-            rows = [self._ids(item) for item in ([texts] if one_row else texts)]
+        def encode(texts: Any, pairs: Any) -> BatchEncoding:
+            rows, one_row = read_rows(texts, pairs, self._spell, is_split_into_words)
             return make_batch(rows, chosen, self._rules(), one_row=one_row)
 
         if text is None and text_target is None:
             raise ValueError("neither text nor text_target is given; pass a text or a list of texts")
-        if text is None or text_target is None:
-            return encode(text_target if text is None else text)  # type: ignore[arg-type]  # one is given
-        return BatchEncoding(encode(text) | {"labels": encode(text_target)["input_ids"]})
+        if text is None:
+            return encode(text_target, text_pair_target)
+        encoded = encode(text, text_pair)
+        if text_target is not None:
+            encoded["labels"] = encode(text_target, text_pair_target)["input_ids"]
+        return encoded
 
     def encode(self, text: str | Sequence[Any], **options: Any) -> Any:
         """The ids of a text; options and errors as of calling the tokenizer."""
@@ -369,10 +373,9 @@ class Wav2Vec2CTCTokenizer:
     def _rules(self) -> BatchRules:
         return BatchRules(self.pad_token_id, self.padding_side, self.truncation_side, self.model_max_length)
 
-    def _ids(self, text: str | Sequence[str]) -> list[int]:
+    def _spell(self, text: str) -> list[int]:
         ids = []
-        words = [text] if isinstance(text, str) else text
-        for token in [token for word in words for token in self.tokenize(word)]:
+        for token in self.tokenize(text):
             index = self._id_of(token)
             if index is None:
                 raise ValueError(

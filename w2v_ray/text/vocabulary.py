@@ -22,6 +22,7 @@ __all__ = [
     "Vocabulary",
     "read_settings",
     "read_vocabulary",
+    "vocabulary_of",
     "write_json",
     "write_settings",
 ]
@@ -79,6 +80,25 @@ def read_vocabulary(path: Path) -> Vocabulary | dict[str, Vocabulary]:
             )
         _check_ids(value, f"{path}, language {language!r},")
     return cast(dict[str, Vocabulary], raw)
+
+
+def vocabulary_of(vocabulary: Vocabulary | dict[str, Vocabulary], language: str | None) -> Vocabulary:
+    """The vocabulary of a language, or a flat one, which has none.
+
+    Raises:
+        ValueError: The language does not fit.
+    """
+    languages = {name: value for name, value in vocabulary.items() if isinstance(value, dict)}
+    if languages and language not in languages:
+        some = ", ".join(sorted(languages)[:12])
+        raise ValueError(
+            f"target_lang is {language!r}, expected one of the languages of the vocabulary: {some}"
+        )
+    if not languages and language is not None:
+        raise ValueError(f"target_lang is {language!r}, expected none, as the vocabulary is one flat one")
+    if language is not None:
+        return languages[language]
+    return {token: index for token, index in vocabulary.items() if isinstance(index, int)}
 
 
 def read_settings(model: str | Path, *, revision: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,243 @@
+"""Both processors on generated input, against transformers: every option of padding and truncation drawn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
+from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
+from w2v_ray.processors import Wav2Vec2BertProcessor, Wav2Vec2Processor
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+
+RATE = 16_000
+VOCABULARY = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINSHRDLU'"])}
+FAMILIES = ["wav2vec2", "wav2vec2-bert"]
+SIDES = ["right", "left"]
+
+
+class Pairs(dict[tuple[str, str], tuple[Any, Any]]):
+    """The oracle's processor and ours, by family and the tokenizer's side of padding."""
+
+    def __repr__(self) -> str:
+        return "Pairs()"  # hypothesis shows the arguments of what failed, and these are long
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    path = tmp_path_factory.mktemp("vocabulary") / "given-vocab.json"
+    path.write_text(json.dumps(VOCABULARY))
+    made = Pairs()
+    for side in SIDES:
+        tokenizers = (
+            transformers.Wav2Vec2CTCTokenizer(str(path), padding_side=side, truncation_side=side),
+            Wav2Vec2CTCTokenizer(path, padding_side=side, truncation_side=side),
+        )
+        made["wav2vec2", side] = (
+            transformers.Wav2Vec2Processor(
+                transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizers[0]
+            ),
+            Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizers[1]),
+        )
+        made["wav2vec2-bert", side] = (
+            transformers.Wav2Vec2BertProcessor(
+                transformers.SeamlessM4TFeatureExtractor(padding_value=1), tokenizers[0]
+            ),
+            Wav2Vec2BertProcessor(SeamlessM4TFeatureExtractor(padding_value=1), tokenizers[1]),
+        )
+    return made
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Hypothesis draws options that are worth a warning; hundreds of them are noise."""
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def assert_same(found: Any, expected: Any, atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert type(found[name]) is type(expected[name]), name
+        if isinstance(expected[name], int):
+            assert found[name] == expected[name]
+            continue
+        assert len(found[name]) == len(expected[name])
+        for row, wanted in zip(found[name], expected[name], strict=True):
+            if isinstance(wanted, np.ndarray | torch.Tensor):
+                assert row.dtype == wanted.dtype
+            np.testing.assert_allclose(np.asarray(row), np.asarray(wanted), rtol=1e-5, atol=atol)
+
+
+PADDING = {
+    "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad"]),
+    "max_length": st.integers(1, 40),
+    "pad_to_multiple_of": st.sampled_from([1, 2, 8]),
+    "return_attention_mask": st.booleans(),
+    "return_tensors": st.sampled_from(["np", "pt"]),
+}
+FOR_TEXT = {
+    "padding_side": st.sampled_from(SIDES),
+    "return_length": st.booleans(),
+    "return_special_tokens_mask": st.booleans(),
+    "return_token_type_ids": st.booleans(),
+    "add_special_tokens": st.booleans(),
+}
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Options of a call, given beside it or for one kind of input, none of them twice."""
+    given_options = draw(
+        st.fixed_dictionaries({}, optional=PADDING | {"truncation": st.booleans()} | FOR_TEXT)
+    )
+    for where, choices in (("text_kwargs", PADDING | FOR_TEXT), ("audio_kwargs", PADDING)):
+        if draw(st.booleans()):
+            alone = draw(st.fixed_dictionaries({}, optional=choices))
+            given_options[where] = {k: v for k, v in alone.items() if k not in given_options}
+    if draw(st.booleans()):
+        given_options["common_kwargs"] = draw(st.fixed_dictionaries({}, optional=PADDING))
+    return given_options
+
+
+def ragged_without_enforcement(error: ValueError) -> bool:
+    """Whether transformers could make no array of rows beyond a max_length that cuts none."""
+    return "setting an array element" in str(error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=1000, deadline=None)
+@given(
+    side=st.sampled_from(SIDES),
+    lengths=st.lists(st.integers(0, 1400), min_size=1, max_size=3),
+    # None is empty: of a batch that begins with an empty row transformers makes a tensor without any token.
+    texts=st.lists(st.text("ETAO ' <s>\u00e9", min_size=1, max_size=9), min_size=1, max_size=3),
+    what=st.sampled_from(["audio", "text", "both", "one audio", "one text", "one of both"]),
+    options=calls(),
+)
+def test_calls_equal_the_oracles(
+    pairs: Pairs,
+    family: str,
+    side: str,
+    lengths: list[int],
+    texts: list[str],
+    what: str,
+    options: dict[str, Any],
+) -> None:
+    theirs, ours = pairs[family, side]
+    shortest = 3 if family == "wav2vec2" else 560
+    generator = np.random.default_rng(0)
+    waves = [
+        # Louder from frame to frame, so that no mel bin is as good as constant: rounding would show.
+        (generator.normal(size=shortest + n) * np.geomspace(0.001, 1, shortest + n)).astype("float32")
+        for n in lengths
+    ]
+    if family == "wav2vec2":
+        waves = [wave[: 3 + len(wave) // 30] for wave in waves]
+    one = what.startswith("one")
+    if "audio" in what or "both" in what:
+        options["audio"], options["sampling_rate"] = (waves[0] if one else waves), RATE
+    if "text" in what or "both" in what:
+        options["text"] = texts[0] if one else texts
+    try:
+        with quietly():
+            expected = theirs(**options)
+    except ValueError as error:
+        if not ragged_without_enforcement(error):
+            with quietly(), pytest.raises(ValueError):
+                ours(**options)
+        return
+    with quietly():
+        found = ours(**options)
+    assert_same(found, expected, atol=1e-6 if family == "wav2vec2" else 1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=1000, deadline=None)
+@given(
+    side=st.sampled_from(SIDES),
+    lengths=st.lists(st.integers(1, 12), max_size=4),
+    labels=st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=9), max_size=4),
+    convert=st.sampled_from([np.asarray, torch.from_numpy, np.ndarray.tolist]),
+    options=st.fixed_dictionaries({}, optional=PADDING),
+)
+def test_padding_equals_the_oracles(
+    pairs: Pairs,
+    family: str,
+    side: str,
+    lengths: list[int],
+    labels: list[list[int]],
+    convert: Any,
+    options: dict[str, Any],
+) -> None:
+    assume(lengths or labels)
+    theirs, ours = pairs[family, side]
+    name, shape = ("input_values", ()) if family == "wav2vec2" else ("input_features", (5,))
+    generator = np.random.default_rng(0)
+    features = [{name: convert(generator.normal(size=(n, *shape)).astype("float32"))} for n in lengths]
+    batch: dict[str, Any] = {"input_features": features} if features else {}
+    if labels:
+        batch["labels"] = [{"input_ids": row} for row in labels]
+    try:
+        with quietly():
+            expected = theirs.pad(**json_copy(batch), **options)
+    except ValueError:
+        with quietly(), pytest.raises(ValueError):
+            ours.pad(**batch, **options)
+        return
+    with quietly():
+        assert_same(ours.pad(**batch, **options), expected, atol=0)
+
+
+def json_copy(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same rows in new lists and dicts, as the oracle changes those it is given."""
+    return {name: [dict(row) for row in rows] for name, rows in batch.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=200, deadline=None)
+@given(
+    paths=st.lists(st.lists(st.integers(0, 19), max_size=12), min_size=1, max_size=3),
+    names=st.sets(
+        st.sampled_from(
+            [
+                "skip_special_tokens",
+                "output_char_offsets",
+                "output_word_offsets",
+                "spaces_between_special_tokens",
+            ]
+        )
+    ),
+)
+def test_paths_are_read_as_by_the_oracle(
+    pairs: Pairs, family: str, paths: list[list[int]], names: set[str]
+) -> None:
+    theirs, ours = pairs[family, "right"]
+    options = dict.fromkeys(names, True)
+    letters = [[*path, 6] for path in paths]  # transformers cannot join the offsets of a path of none
+    for expected, found in (
+        (theirs.batch_decode(letters, **options), ours.batch_decode(letters, **options)),
+        (theirs.decode(paths[0], **options), ours.decode(paths[0], **options)),
+    ):
+        if isinstance(expected, list | str):
+            assert found == expected
+            continue
+        assert (found.text, found.char_offsets, found.word_offsets) == (
+            expected.text,
+            expected.get("char_offsets"),
+            expected.get("word_offsets"),
+        )
