@@ -23,6 +23,7 @@ audio      -> errors hub
 models     -> errors hub
 text       -> errors hub
 processors -> audio errors hub models text
+inference  -> audio errors hub models processors text
 inputs     -> audio errors schema stores
 plan       -> audio errors inputs schema stores
 packing    ->

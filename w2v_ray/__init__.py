@@ -26,13 +26,27 @@ from w2v_ray.errors import (
 
 __all__ = [
     "AudioLimitError",
+    "AutoFeatureExtractor",
+    "AutoModel",
+    "AutoModelForAudioClassification",
+    "AutoModelForAudioFrameClassification",
+    "AutoModelForAudioXVector",
     "AutoModelForCTC",
+    "AutoModelForPreTraining",
     "AutoProcessor",
+    "AutoTokenizer",
+    "CausalLMOutput",
     "CheckpointError",
     "ConfigError",
     "DecodeError",
     "EmptyAudioError",
     "EncodeError",
+    "FlaxCausalLMOutput",
+    "FlaxWav2Vec2BaseModelOutput",
+    "FlaxWav2Vec2ForCTC",
+    "FlaxWav2Vec2ForPreTraining",
+    "FlaxWav2Vec2ForPreTrainingOutput",
+    "FlaxWav2Vec2Model",
     "InputError",
     "ItemError",
     "JobConfig",
@@ -40,14 +54,34 @@ __all__ = [
     "OutputError",
     "ReadError",
     "RunSummary",
+    "SeamlessM4TFeatureExtractor",
+    "SequenceClassifierOutput",
+    "TFWav2Vec2ForCTC",
+    "TFWav2Vec2ForSequenceClassification",
+    "TFWav2Vec2Model",
+    "TokenClassifierOutput",
     "TooShortError",
     "W2vRayError",
+    "Wav2Vec2BaseModelOutput",
+    "Wav2Vec2BertConfig",
+    "Wav2Vec2BertForAudioFrameClassification",
+    "Wav2Vec2BertForCTC",
+    "Wav2Vec2BertForSequenceClassification",
+    "Wav2Vec2BertForXVector",
+    "Wav2Vec2BertModel",
+    "Wav2Vec2BertProcessor",
     "Wav2Vec2CTCTokenizer",
     "Wav2Vec2Config",
     "Wav2Vec2FeatureExtractor",
+    "Wav2Vec2ForAudioFrameClassification",
     "Wav2Vec2ForCTC",
+    "Wav2Vec2ForPreTraining",
+    "Wav2Vec2ForPreTrainingOutput",
+    "Wav2Vec2ForSequenceClassification",
+    "Wav2Vec2ForXVector",
     "Wav2Vec2Model",
     "Wav2Vec2Processor",
+    "XVectorOutput",
     "__version__",
     "run",
     "transcribe",
@@ -57,29 +91,109 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
+    from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
     from w2v_ray.config import JobConfig
     from w2v_ray.job import RunSummary
-    from w2v_ray.models.auto import AutoModelForCTC
+    from w2v_ray.models.auto import (
+        AutoModel,
+        AutoModelForAudioClassification,
+        AutoModelForAudioFrameClassification,
+        AutoModelForAudioXVector,
+        AutoModelForCTC,
+        AutoModelForPreTraining,
+    )
+    from w2v_ray.models.bert_config import Wav2Vec2BertConfig
     from w2v_ray.models.config import Wav2Vec2Config
-    from w2v_ray.models.heads import Wav2Vec2ForCTC
+    from w2v_ray.models.flax import (
+        FlaxCausalLMOutput,
+        FlaxWav2Vec2BaseModelOutput,
+        FlaxWav2Vec2ForCTC,
+        FlaxWav2Vec2ForPreTraining,
+        FlaxWav2Vec2ForPreTrainingOutput,
+        FlaxWav2Vec2Model,
+    )
+    from w2v_ray.models.heads import (
+        Wav2Vec2BertForAudioFrameClassification,
+        Wav2Vec2BertForCTC,
+        Wav2Vec2BertForSequenceClassification,
+        Wav2Vec2ForAudioFrameClassification,
+        Wav2Vec2ForCTC,
+        Wav2Vec2ForSequenceClassification,
+    )
+    from w2v_ray.models.outputs import (
+        CausalLMOutput,
+        SequenceClassifierOutput,
+        TokenClassifierOutput,
+        Wav2Vec2BaseModelOutput,
+        Wav2Vec2ForPreTrainingOutput,
+        XVectorOutput,
+    )
+    from w2v_ray.models.pretraining import Wav2Vec2ForPreTraining
+    from w2v_ray.models.tensorflow import (
+        TFWav2Vec2ForCTC,
+        TFWav2Vec2ForSequenceClassification,
+        TFWav2Vec2Model,
+    )
     from w2v_ray.models.wav2vec2 import Wav2Vec2Model
+    from w2v_ray.models.wav2vec2_bert import Wav2Vec2BertModel
+    from w2v_ray.models.xvector import Wav2Vec2BertForXVector, Wav2Vec2ForXVector
     from w2v_ray.pipeline import run
     from w2v_ray.plugin import transcribe
-    from w2v_ray.processors import AutoProcessor, Wav2Vec2Processor
+    from w2v_ray.processors import (
+        AutoFeatureExtractor,
+        AutoProcessor,
+        AutoTokenizer,
+        Wav2Vec2BertProcessor,
+        Wav2Vec2Processor,
+    )
     from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 else:
     # Hidden from type checkers, which would take a module's __getattr__ to mean that any name exists.
     _MODULE_OF = {
+        "AutoFeatureExtractor": "w2v_ray.processors",
+        "AutoModel": "w2v_ray.models.auto",
+        "AutoModelForAudioClassification": "w2v_ray.models.auto",
+        "AutoModelForAudioFrameClassification": "w2v_ray.models.auto",
+        "AutoModelForAudioXVector": "w2v_ray.models.auto",
         "AutoModelForCTC": "w2v_ray.models.auto",
+        "AutoModelForPreTraining": "w2v_ray.models.auto",
         "AutoProcessor": "w2v_ray.processors",
+        "AutoTokenizer": "w2v_ray.processors",
+        "CausalLMOutput": "w2v_ray.models.outputs",
+        "FlaxCausalLMOutput": "w2v_ray.models.flax",
+        "FlaxWav2Vec2BaseModelOutput": "w2v_ray.models.flax",
+        "FlaxWav2Vec2ForCTC": "w2v_ray.models.flax",
+        "FlaxWav2Vec2ForPreTraining": "w2v_ray.models.flax",
+        "FlaxWav2Vec2ForPreTrainingOutput": "w2v_ray.models.flax",
+        "FlaxWav2Vec2Model": "w2v_ray.models.flax",
         "JobConfig": "w2v_ray.config",
         "RunSummary": "w2v_ray.job",
+        "SeamlessM4TFeatureExtractor": "w2v_ray.audio.seamless",
+        "SequenceClassifierOutput": "w2v_ray.models.outputs",
+        "TFWav2Vec2ForCTC": "w2v_ray.models.tensorflow",
+        "TFWav2Vec2ForSequenceClassification": "w2v_ray.models.tensorflow",
+        "TFWav2Vec2Model": "w2v_ray.models.tensorflow",
+        "TokenClassifierOutput": "w2v_ray.models.outputs",
+        "Wav2Vec2BaseModelOutput": "w2v_ray.models.outputs",
+        "Wav2Vec2BertConfig": "w2v_ray.models.bert_config",
+        "Wav2Vec2BertForAudioFrameClassification": "w2v_ray.models.heads",
+        "Wav2Vec2BertForCTC": "w2v_ray.models.heads",
+        "Wav2Vec2BertForSequenceClassification": "w2v_ray.models.heads",
+        "Wav2Vec2BertForXVector": "w2v_ray.models.xvector",
+        "Wav2Vec2BertModel": "w2v_ray.models.wav2vec2_bert",
+        "Wav2Vec2BertProcessor": "w2v_ray.processors",
         "Wav2Vec2CTCTokenizer": "w2v_ray.text.tokenizer",
         "Wav2Vec2Config": "w2v_ray.models.config",
         "Wav2Vec2FeatureExtractor": "w2v_ray.audio.features",
+        "Wav2Vec2ForAudioFrameClassification": "w2v_ray.models.heads",
         "Wav2Vec2ForCTC": "w2v_ray.models.heads",
+        "Wav2Vec2ForPreTraining": "w2v_ray.models.pretraining",
+        "Wav2Vec2ForPreTrainingOutput": "w2v_ray.models.outputs",
+        "Wav2Vec2ForSequenceClassification": "w2v_ray.models.heads",
+        "Wav2Vec2ForXVector": "w2v_ray.models.xvector",
         "Wav2Vec2Model": "w2v_ray.models.wav2vec2",
         "Wav2Vec2Processor": "w2v_ray.processors",
+        "XVectorOutput": "w2v_ray.models.outputs",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",
     }
