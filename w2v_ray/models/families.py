@@ -52,7 +52,8 @@ class ModelWithHead(PretrainedModel):
     def _initialize(self, *modules: nn.Module) -> None:
         for module in modules:
             for linear in module.modules():
-                if isinstance(linear, nn.Linear):
+                # On the meta device weights are about to be loaded, and drawing would load torch's compiler.
+                if isinstance(linear, nn.Linear) and not linear.weight.is_meta:
                     nn.init.normal_(linear.weight, std=self.config.initializer_range)
                     nn.init.zeros_(linear.bias)
 

@@ -68,9 +68,10 @@ class Wav2Vec2GumbelVectorQuantizer(nn.Module):
         self.temperature = 2.0
         self.codevectors = nn.Parameter(torch.empty(1, groups * entries, config.codevector_dim // groups))
         self.weight_proj = nn.Linear(config.conv_dim[-1], groups * entries)
-        nn.init.uniform_(self.codevectors)
-        nn.init.normal_(self.weight_proj.weight)
-        nn.init.zeros_(self.weight_proj.bias)
+        if not self.codevectors.is_meta:
+            nn.init.uniform_(self.codevectors)
+            nn.init.normal_(self.weight_proj.weight)
+            nn.init.zeros_(self.weight_proj.bias)
 
     def forward(
         self, x_BLC: torch.Tensor, counted_BL: torch.Tensor | None

@@ -185,7 +185,9 @@ class Wav2Vec2BertModel(PretrainedModel):
 
 
 def initialize_conformer(config: Wav2Vec2BertConfig, module: nn.Module) -> None:
-    """The published initial distributions, for training from scratch."""
+    """The published initial distributions; weights on the meta device are left, as by ``initialize``."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     if isinstance(module, Wav2Vec2BertFeatureProjection):
         bound = module.projection.in_features**-0.5
         nn.init.uniform_(module.projection.weight, -bound, bound)

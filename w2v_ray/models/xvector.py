@@ -54,7 +54,8 @@ class _XVector(ModelWithHead):
         self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
         self.objective = AMSoftmaxLoss(config.xvector_output_dim, config.num_labels)
         self._initialize(self.projector, self.tdnn, self.feature_extractor, self.classifier)
-        nn.init.normal_(self.objective.weight)
+        if not self.objective.weight.is_meta:
+            nn.init.normal_(self.objective.weight)
 
     def _output(
         self,
