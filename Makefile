@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _ngram.hpp) # the C++ module, built again when these change
 PYTHONS := python3.12 python3.11 python3
 
 help: ## list the targets
@@ -14,7 +15,7 @@ help: ## list the targets
 setup: $(STAMP) ## create .venv and install everything into it (about 3 GB)
 
 # A name on PATH may be a launcher for an interpreter that is not there: only one that runs and is new enough counts.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	@if [ ! -x $(BIN)/python ]; then \
 	  python=; \
 	  for name in $(PYTHONS); do \
@@ -28,6 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[test,dev]'; then :; else \
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'; \
 	fi
+	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps pyctcdecode # its metadata asks for NumPy below 2; its code does not
 	@touch $@
 
 demo: setup ## transcribe the speech that ships with the project
