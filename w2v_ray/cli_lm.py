@@ -32,7 +32,7 @@ examples:
 _BUILD_NOTES = """\
 Write the text as the acoustic model spells: the same alphabet and case, no punctuation that it does not
 know, one sentence a line. Lines without words are left out. --prune 0 0 1 drops the 3-grams and longer ones
-that occur once, which makes a model several times smaller and hardly worse.
+that occur once, which makes a model several times smaller.
 """
 
 

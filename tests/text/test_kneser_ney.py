@@ -101,8 +101,8 @@ def test_probabilities_by_hand() -> None:
     model = estimate(counted("a b\na b\nb\n", 2), discount_fallback=FALLBACK_DISCOUNTS)
     # One bigram counts once, two twice, one three times: Y is 1 / (1 + 2 * 2). No unigram counts three times.
     assert model.discounts == [FALLBACK_DISCOUNTS, pytest.approx((1 - 2 * 0.2 * 2, 2 - 3 * 0.2 / 2, 3))]
-    # Different words before: </s> 1 (b), a 1 (<s>), b 2 (<s>, a), 4 in all. 0.5 + 0.5 + 1 of these are given up
-    # and shared by the four words </s>, a, b and <unk>.
+    # Different words before: </s> 1 (b), a 1 (<s>), b 2 (<s>, a), 4 in all. 0.5 + 0.5 + 1 of them are given
+    # up and shared by the four words </s>, a, b and <unk>.
     share = 2 / 4 / 4
     end, a, b = 0.5 / 4 + share, 0.5 / 4 + share, 1 / 4 + share
     expected = {

@@ -122,12 +122,13 @@ def estimate(
         # What each count gives up, and all that a pruned n-gram had, goes to the order below.
         given = np.array([0.0, *discounts[-1]])[np.minimum(adjusted, 3)]
         given[~keep] = adjusted[~keep]
-        total = np.bincount(table.context, adjusted, num_contexts)
-        weight = np.bincount(table.context, given, num_contexts)
+        total: Floats = np.bincount(table.context, adjusted, num_contexts)
+        weight: Floats = np.bincount(table.context, given, num_contexts)
         is_context = total > 0
         weight = np.where(is_context, weight / np.where(is_context, total, 1), 1.0)
-        lower = probs[-1][table.suffix] if n > 1 else 1.0 / vocabulary
-        probs.append((adjusted - given) / total[table.context] + weight[table.context] * lower)
+        lower = probs[-1][table.suffix] if n > 1 else np.full(len(table), 1.0 / vocabulary)
+        own: Floats = (adjusted - given) / total[table.context]
+        probs.append(own + weight[table.context] * lower)
         kept.append(keep)
         if n == 1:
             probs[0][BOS] = 1.0  # as lmplz writes it; nothing ever predicts <s>
@@ -216,14 +217,14 @@ def _lines(model: KneserNeyModel, n: int) -> Iterator[bytes]:
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[start : start + _ROWS_AT_ONCE]
         columns = [np.log10(model.probs[n - 1][some]).clip(max=0).tolist()]
-        suffix = some
+        suffix: npt.NDArray[np.integer] = some
         for lower in range(n, 0, -1):
             table: NgramTable = tables[lower - 1]
             columns.append([words[word] for word in table.first[suffix].tolist()])
             suffix = table.suffix[suffix]
         form = b"%.7g\t" + b" ".join([b"%b"] * n)
         if not is_longest:
-            columns.append(np.log10(model.backoffs[n - 1][some]).tolist())
+            columns.append(np.log10(model.backoffs[n - 1][some].clip(min=1e-99)).tolist())
             form += b"\t%.7g"
         form += b"\n"
         yield b"".join([form % row for row in zip(*columns, strict=True)])
