@@ -36,6 +36,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 namespace w2v {
 
 constexpr unsigned kMaxOrder = 16;
@@ -481,6 +485,13 @@ class NgramBuilder {
             model = packed();
         });
         part_ = Part::kFailed;
+        pending_ = {};
+        buckets_ = {};
+        letters_ = {};
+        offsets_ = {};
+#ifdef __GLIBC__
+        malloc_trim(0);  // reading took twice the memory of the model; the allocator would keep it
+#endif
         return model;
     }
 

@@ -122,8 +122,8 @@ def estimate(
         # What each count gives up, and all that a pruned n-gram had, goes to the order below.
         given = np.array([0.0, *discounts[-1]])[np.minimum(adjusted, 3)]
         given[~keep] = adjusted[~keep]
-        total: Floats = np.bincount(table.context, adjusted, num_contexts)
-        weight: Floats = np.bincount(table.context, given, num_contexts)
+        total: Floats = np.bincount(table.context, adjusted, num_contexts).astype(np.float64)
+        weight: Floats = np.bincount(table.context, given, num_contexts).astype(np.float64)
         is_context = total > 0
         weight = np.where(is_context, weight / np.where(is_context, total, 1), 1.0)
         lower = probs[-1][table.suffix] if n > 1 else np.full(len(table), 1.0 / vocabulary)
