@@ -165,7 +165,7 @@ inline Layout layout(const Header &header) {
     at.contexts = place(header.num_contexts, sizeof(Context));
     at.unigrams = place(header.num_words, sizeof(Unigram));
     at.offsets = place(header.num_words + 1, sizeof(std::uint32_t));
-    at.buckets = place(header.num_buckets, sizeof(Word));
+    at.buckets = place(header.num_buckets, sizeof(std::uint64_t));
     at.letters = place(header.num_letters, 1);
     at.end = position;
     return at;
@@ -209,11 +209,13 @@ class NgramModel {
 
     Word word(std::string_view utf8) const noexcept {
         const std::uint64_t mask = header_->num_buckets - 1;
-        std::uint64_t at = detail::bytes_hash(utf8.data(), utf8.size()) & mask;
+        const std::uint64_t hash = detail::bytes_hash(utf8.data(), utf8.size());
+        std::uint64_t at = hash & mask;
         for (std::uint64_t probes = 0; probes <= mask; ++probes, at = (at + 1) & mask) {
-            const Word candidate = buckets_[at];
+            const std::uint64_t bucket = buckets_[at];
+            const auto candidate = static_cast<Word>(bucket);
             if (candidate == detail::kUnk) return detail::kUnk;
-            if (spelling(candidate) == utf8) return known_word(candidate);
+            if ((bucket ^ hash) >> 32 == 0 && spelling(candidate) == utf8) return known_word(candidate);
         }
         return detail::kUnk;
     }
@@ -409,7 +411,7 @@ class NgramModel {
         contexts_ = reinterpret_cast<const detail::Context *>(bytes + at.contexts);
         unigrams_ = reinterpret_cast<const detail::Unigram *>(bytes + at.unigrams);
         offsets_ = reinterpret_cast<const std::uint32_t *>(bytes + at.offsets);
-        buckets_ = reinterpret_cast<const Word *>(bytes + at.buckets);
+        buckets_ = reinterpret_cast<const std::uint64_t *>(bytes + at.buckets);
         letters_ = bytes + at.letters;
         const std::uint64_t buckets = header->num_buckets;
         if (header->order < 1 || header->order > kMaxOrder || header->num_words < 1 || header->num_contexts < 2 ||
@@ -428,7 +430,7 @@ class NgramModel {
     const detail::Context *contexts_ = nullptr;
     const detail::Unigram *unigrams_ = nullptr;
     const std::uint32_t *offsets_ = nullptr;
-    const Word *buckets_ = nullptr;
+    const std::uint64_t *buckets_ = nullptr;  // the upper half of a word's hash, and the word; 0 where empty
     const char *letters_ = nullptr;
     std::size_t size_ = 0;
     std::unique_ptr<std::uint64_t[]> owned_;
@@ -721,9 +723,11 @@ class NgramBuilder {
     Word lookup(std::string_view word) const {
         if (buckets_.empty()) return detail::kUnk;
         const std::size_t mask = buckets_.size() - 1;
-        for (std::size_t at = detail::bytes_hash(word.data(), word.size()) & mask;; at = (at + 1) & mask) {
-            const Word found = buckets_[at];
-            if (found == detail::kUnk || spelling(found) == word) return found;
+        const std::uint64_t hash = detail::bytes_hash(word.data(), word.size());
+        for (std::size_t at = hash & mask;; at = (at + 1) & mask) {
+            const auto found = static_cast<Word>(buckets_[at]);
+            if (found == detail::kUnk) return found;
+            if ((buckets_[at] ^ hash) >> 32 == 0 && spelling(found) == word) return found;
         }
     }
     std::string_view spelling(Word word) const {
@@ -733,9 +737,10 @@ class NgramBuilder {
     void bucket(Word word) {
         const std::size_t mask = buckets_.size() - 1;
         const std::string_view text = spelling(word);
-        std::size_t at = detail::bytes_hash(text.data(), text.size()) & mask;
-        while (buckets_[at] != detail::kUnk) at = (at + 1) & mask;
-        buckets_[at] = word;
+        const std::uint64_t hash = detail::bytes_hash(text.data(), text.size());
+        std::size_t at = hash & mask;
+        while (buckets_[at] != 0) at = (at + 1) & mask;
+        buckets_[at] = hash >> 32 << 32 | word;
     }
 
     void add_unigram(std::string_view word, float prob, float backoff) {
@@ -750,7 +755,7 @@ class NgramBuilder {
         letters_.append(word);
         offsets_.push_back(static_cast<std::uint32_t>(letters_.size()));
         if (buckets_.size() < grams_.size() * 2) {
-            buckets_.assign(std::max<std::size_t>(16, buckets_.size() * 2), detail::kUnk);
+            buckets_.assign(std::max<std::size_t>(16, buckets_.size() * 2), 0);
             for (Word each = 1; each < grams_.size(); ++each) bucket(each);
         } else {
             bucket(static_cast<Word>(grams_.size() - 1));
@@ -922,7 +927,7 @@ class NgramBuilder {
         put(at.contexts, contexts.data(), contexts.size() * sizeof contexts[0]);
         put(at.unigrams, unigrams.data(), unigrams.size() * sizeof unigrams[0]);
         put(at.offsets, offsets_.data(), offsets_.size() * sizeof offsets_[0]);
-        put(at.buckets, buckets_.data(), buckets_.size() * sizeof(Word));
+        put(at.buckets, buckets_.data(), buckets_.size() * sizeof buckets_[0]);
         put(at.letters, letters_.data(), letters_.size());
         header.body_checksum = detail::bytes_hash(bytes + sizeof header, at.end - sizeof header);
         header.header_checksum = detail::header_checksum(header);
@@ -945,7 +950,7 @@ class NgramBuilder {
     Word begin_word_ = 0, end_word_ = 0;
     std::string letters_ = "<unk>";
     std::vector<std::uint32_t> offsets_{0, 5};
-    std::vector<Word> buckets_;
+    std::vector<std::uint64_t> buckets_;
     std::vector<Word> previous_;  // the context of the n-gram before this one
     Node previous_context_ = 0;
 };
