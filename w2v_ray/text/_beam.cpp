@@ -819,7 +819,7 @@ class Search {
     Search(const Labels &labels, const Options &options, Scorer *scorer, Scratch &scratch)
         : labels_(labels), o_(options), scorer_(scorer), s_(scratch) {
         stride_ = labels.all.size() <= 64 ? labels.all.size() * (labels.can_force ? 2 : 1) : 0;
-        may_skip_ = !labels.can_force && !labels.ambiguous;
+        may_skip_ = !getenv("NOSKIP") && !labels.can_force && !labels.ambiguous;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
     }
 
@@ -1165,7 +1165,8 @@ class Search {
                     text = text_after(beam.node);
                     if (step == Step::kOpen) part = intern_part(label.clean);
                 }
-                if (node.num_live <= 4 && total(most, prefix_score(text, part), text, part) < floor_) return;
+                const bool is_itself = text == node.text && part == node.part;  // a space after a space
+                if (!is_itself && node.num_live <= 4 && total(most, prefix_score(text, part), text, part) < floor_) return;
                 child = variant_of(intern_node(text, part), label.same);
                 keep_child(beam.node, arc, child);
             }
