@@ -219,6 +219,7 @@ struct Labels {
     bool bpe = false;
     bool can_force = false;  // some label ends in a boundary, so that any next label may open a word
     bool ambiguous = false;  // some label holds a space, so that one text has several ways to be words
+    bool simple = false;     // each prefix has one way to be spelled: labels are different characters
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
         const std::string_view boundary = "\xE2\x96\x81";  // U+2581
@@ -236,6 +237,9 @@ struct Labels {
             ambiguous |= !label.space && text.find(' ') != std::string::npos;
             all.push_back(std::move(label));
         }
+        simple = !bpe && !ambiguous && std::all_of(all.begin(), all.end(), [&](const Label &label) {
+            return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()));
+        });
     }
 };
 
@@ -739,21 +743,27 @@ struct Scratch {
         Index history;  // its last words, as a number
         std::size_t recent;
     };
-    // A prefix.
-    struct Node {
-        Index text, part;
-        Index after;    // the text that ends with this partial word
-        Index variant;  // the first of its variants: the one whose last frame is blank
-        Index last_variant;
-        double score;  // what is added to the sum of log-probabilities
-        double best;   // the largest sum among its beams
-        Index live;    // the frame in which it has beams, counted from 1
-        Index num_live;
-    };
-    // What a beam is equal by: a prefix and the label of the last frame.
+    // What a beam is equal by: a prefix and the label of its last frame. The candidate of a frame is in its slot.
     struct Variant {
-        Index node, label, next;
-        Index stamp, slot;  // the candidate of this frame
+        Index label;
+        Index stamp, slot;
+    };
+    static constexpr Index kBlankVariant = 0, kMainVariant = 1, kFirstOther = 2;
+    struct Other {
+        Variant variant;
+        Index next;
+    };
+    // A prefix, in one line of the cache.
+    struct alignas(64) Node {
+        Index text, part;
+        Index after;                   // the text that ends with this partial word
+        Index first_child, next_child;  // of simple alphabets
+        Index blank_stamp, blank_slot;
+        Variant main;                  // what it was made for
+        Index others;                  // further variants, of alphabets that are not simple
+        Index live, first_beam;        // the frame in which it has beams, and the best of them
+        Index history;                 // of its text
+        double score;                  // what is added to the sum of log-probabilities
     };
     struct WordSpan {
         Index parent;
@@ -766,29 +776,27 @@ struct Scratch {
     };
     struct Beam {
         double logp, score;
-        Index variant, node, label;
+        Index node, variant, label;
         std::int32_t start, end;  // of the partial word
         Index words, pieces;
         std::int32_t piece_end;
+        bool has_part;
     };
     enum Step : std::uint8_t { kStay, kRepeat, kSpace, kOpen, kGrow };
     struct Candidate {
         double logp, score;
-        Index variant, source;
+        Index node, variant, source, column, label;
         Step step;
-        Index column;
     };
 
     std::string bytes;
     std::vector<Part> parts;
     std::vector<Text> texts;
     std::vector<Node> nodes;
-    std::vector<Variant> variants;
-    std::vector<Index> children;       // of nodes: variants, a row of labels each, where there are few labels
-    std::vector<Index> part_children;  // of parts: parts
-    KeyTable far_children, far_part_children;  // where there are many
+    std::vector<Other> others;
+    std::vector<Index> part_children;  // of parts: parts, a row of labels each, where there are few labels
+    KeyTable children, far_part_children;
     KeyTable node_of, part_of, text_of, history_of, kept;
-    std::vector<Index> same_hash;  // parts
     std::vector<Index> recent;     // the last words of texts
     std::vector<WordSpan> word_spans;
     std::vector<Piece> pieces;
@@ -802,10 +810,9 @@ struct Scratch {
         parts.clear();
         texts.clear();
         nodes.clear();
-        variants.clear();
-        children.clear();
+        others.clear();
         part_children.clear();
-        for (KeyTable *table : {&far_children, &far_part_children, &node_of, &part_of, &text_of, &history_of}) table->clear();
+        for (KeyTable *table : {&children, &far_part_children, &node_of, &part_of, &text_of, &history_of}) table->clear();
         recent.clear();
         word_spans.clear();
         pieces.clear();
@@ -819,7 +826,6 @@ class Search {
     using Part = Scratch::Part;
     using Text = Scratch::Text;
     using Node = Scratch::Node;
-    using Variant = Scratch::Variant;
     using Beam = Scratch::Beam;
     using Candidate = Scratch::Candidate;
     using Step = Scratch::Step;
@@ -827,8 +833,7 @@ class Search {
  public:
     Search(const Labels &labels, const Options &options, Scorer *scorer, Scratch &scratch)
         : labels_(labels), o_(options), scorer_(scorer), s_(scratch) {
-        stride_ = labels.all.size() <= 64 ? labels.all.size() * (labels.can_force ? 2 : 1) : 0;
-        may_skip_ = !labels.can_force && !labels.ambiguous;
+        stride_ = labels.all.size() <= 64 ? labels.all.size() : 0;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
     }
 
@@ -858,10 +863,12 @@ class Search {
             Index &found = s_.part_of.at(key);
             if (found == kNone) {
                 found = static_cast<Index>(s_.parts.size());
-                break;
+                return make_part(text);
             }
             if (bytes_of(s_.parts[found]) == text) return found;
         }
+    }
+    Index make_part(std::string_view text) {
         Part part{};
         part.from = s_.bytes.size();
         part.size = static_cast<Index>(text.size());
@@ -879,19 +886,18 @@ class Search {
         }
         s_.bytes.append(text);
         s_.parts.push_back(part);
-        s_.part_children.resize(s_.part_children.size() + part_stride(), kNone);
+        s_.part_children.resize(s_.part_children.size() + stride_, kNone);
         return static_cast<Index>(s_.parts.size() - 1);
     }
-    std::size_t part_stride() const { return stride_ ? labels_.all.size() : 0; }
 
     Index grown_part(Index part, Index column) {
         const auto make = [&] {
             buffer_.assign(bytes_of(s_.parts[part]));
             buffer_ += labels_.all[column].text;
-            return intern_part(buffer_);
+            return labels_.simple ? make_part(buffer_) : intern_part(buffer_);
         };
         if (stride_) {
-            const std::size_t at = part * part_stride() + column;
+            const std::size_t at = part * stride_ + column;
             if (s_.part_children[at] == kNone) {
                 const Index made = make();
                 s_.part_children[at] = made;
@@ -942,10 +948,12 @@ class Search {
     // The text with the part as one more word.
     Index extended(Index text, Index part) {
         if (s_.parts[part].size == 0) return text;
-        const std::uint64_t key = text_key(text, part);
-        if (const Index found = s_.text_of.find(key); found != kNone) return found;
         const Index made = static_cast<Index>(s_.texts.size());
-        s_.text_of.at(key) = made;
+        if (!labels_.simple) {
+            Index &found = s_.text_of.at(text_key(text, part));
+            if (found != kNone) return found;
+            found = made;
+        }
         Text next{};
         next.parent = text;
         next.part = part;
@@ -991,34 +999,35 @@ class Search {
         }
     }
 
-    Index intern_node(Index text, Index part) {
-        Index &found = s_.node_of.at(std::uint64_t(text) << 32 | part);
-        if (found != kNone) return found;
-        found = static_cast<Index>(s_.nodes.size());
+    Index make_node(Index text, Index part, Index label) {
         Node node{};
         node.text = text;
         node.part = part;
         node.after = s_.parts[part].size ? kNone : text;
-        node.variant = node.last_variant = static_cast<Index>(s_.variants.size());
+        node.first_child = node.next_child = node.others = kNone;
+        node.main.label = label;
+        node.history = s_.texts[text].history;
         node.score = prefix_score(text, part);
-        s_.variants.push_back({found, kBlank, kNone, 0, 0});
         s_.nodes.push_back(node);
-        s_.children.resize(s_.children.size() + stride_, kNone);
+        return static_cast<Index>(s_.nodes.size() - 1);
+    }
+    Index intern_node(Index text, Index part, Index label) {
+        Index &found = s_.node_of.at(std::uint64_t(text) << 32 | part);
+        if (found == kNone) found = make_node(text, part, label);
         return found;
     }
-    double prefix_score(Index text, Index part) const {
-        return s_.texts[text].score + s_.parts[part].score;
-    }
+    double prefix_score(Index text, Index part) const { return s_.texts[text].score + s_.parts[part].score; }
 
     Index variant_of(Index node, Index label) {
-        for (Index at = s_.nodes[node].variant; at != kNone; at = s_.variants[at].next) {
-            if (s_.variants[at].label == label) return at;
+        if (s_.nodes[node].main.label == label) return Scratch::kMainVariant;
+        Index *at = &s_.nodes[node].others;
+        for (; *at != kNone; at = &s_.others[*at].next) {
+            if (s_.others[*at].variant.label == label) return *at + Scratch::kFirstOther;
         }
-        const Index made = static_cast<Index>(s_.variants.size());
-        s_.variants.push_back({node, label, kNone, 0, 0});
-        s_.variants[s_.nodes[node].last_variant].next = made;
-        s_.nodes[node].last_variant = made;
-        return made;
+        const Index made = static_cast<Index>(s_.others.size());
+        *at = made;
+        s_.others.push_back({{label, 0, 0}, kNone});
+        return made + Scratch::kFirstOther;
     }
 
     Index text_after(Index node) {
@@ -1030,21 +1039,14 @@ class Search {
     }
 
     Index find_child(Index node, Index arc) const {
-        return stride_ ? s_.children[node * stride_ + arc] : s_.far_children.find(std::uint64_t(node) << 32 | arc);
-    }
-    void keep_child(Index node, Index arc, Index variant) {
-        if (stride_) {
-            s_.children[node * stride_ + arc] = variant;
-        } else {
-            s_.far_children.at(std::uint64_t(node) << 32 | arc) = variant;
-        }
+        if (!labels_.simple) return s_.children.find(std::uint64_t(node) << 32 | arc);
+        Index child = s_.nodes[node].first_child;
+        while (child != kNone && s_.nodes[child].main.label != arc) child = s_.nodes[child].next_child;
+        return child;
     }
 
     // The sum of log-probabilities with what is added to it for the prefix.
-    double total(double logp, Index node) const {
-        const Node &n = s_.nodes[node];
-        return total(logp, n.score, n.text, n.part);
-    }
+    double total(double logp, const Node &n) const { return total(logp, n.score, n.text, n.part); }
     double total(double logp, double score, Index text, Index part) const {
         if (scorer_) return add<Round>(logp, score);
         if (!o_.hotwords) return logp;
@@ -1059,9 +1061,9 @@ class Search {
         s_.recent.resize(history_size_, kNone);
         s_.history_of.at(detail::bytes_hash(s_.recent.data(), history_size_ * sizeof(Index))) = 0;
         s_.texts.push_back(text);
-        intern_node(0, 0);
+        intern_node(0, 0, kNone);
         Beam beam{};
-        beam.variant = variant_of(0, kNone);
+        beam.variant = Scratch::kMainVariant;
         beam.label = kNone;
         beam.start = beam.end = -1;
         beam.words = beam.pieces = kNone;
@@ -1069,16 +1071,10 @@ class Search {
     }
 
     void mark_live() {
-        for (const Beam &beam : s_.beams) {
-            Node &node = s_.nodes[beam.node];
-            if (node.live != now_) {
-                node.live = now_;
-                node.num_live = 1;
-                node.best = beam.logp;
-            } else {
-                ++node.num_live;
-                node.best = std::max(node.best, beam.logp);
-            }
+        for (Index i = static_cast<Index>(s_.beams.size()); i-- > 0;) {
+            Node &node = s_.nodes[s_.beams[i].node];
+            node.live = now_;
+            node.first_beam = i;
         }
     }
 
@@ -1089,27 +1085,35 @@ class Search {
         }
         double before = std::numeric_limits<double>::infinity(), largest = 0;
         for (std::size_t i = 0; i < s_.beams.size(); ++i) {
-            const double score = total(add<Round>(s_.beams[i].logp, logp), s_.beams[i].node);
+            const double score = total(add<Round>(s_.beams[i].logp, logp), s_.nodes[s_.beams[i].node]);
             if (i == 0) largest = score;
             if (!(score <= before) || !(score >= add<Round>(largest, o_.beam_prune_logp))) return false;
             before = score;
         }
         for (Beam &beam : s_.beams) {
             beam.logp = add<Round>(beam.logp, logp);
-            beam.score = total(beam.logp, beam.node);
+            beam.score = total(beam.logp, s_.nodes[beam.node]);
         }
         return true;
     }
 
-    void propose(Index variant, double logp, Index source, Step step, Index column) {
-        Variant &v = s_.variants[variant];
-        if (v.stamp != now_) {
-            v.stamp = now_;
-            v.slot = static_cast<Index>(s_.candidates.size());
-            s_.candidates.push_back({logp, 0.0, variant, source, step, column});
+    void propose(Index node, Index variant, Index label, double logp, Index source, Step step, Index column) {
+        Node &n = s_.nodes[node];
+        Index *stamp = &n.blank_stamp, *slot = &n.blank_slot;
+        if (variant == Scratch::kMainVariant) {
+            stamp = &n.main.stamp, slot = &n.main.slot;
+        } else if (variant != Scratch::kBlankVariant) {
+            Scratch::Variant &other = s_.others[variant - Scratch::kFirstOther].variant;
+            stamp = &other.stamp, slot = &other.slot;
+        }
+        if (*stamp != now_) {
+            *stamp = now_;
+            *slot = static_cast<Index>(s_.candidates.size());
+            s_.candidates.push_back({logp, total(logp, n), node, variant, source, column, label, step});
         } else {  // the later beam's frames win
-            Candidate &c = s_.candidates[v.slot];
+            Candidate &c = s_.candidates[*slot];
             c.logp = log_sum<Round>(c.logp, logp);
+            c.score = total(c.logp, n);
             c.source = source;
             c.step = step;
             c.column = column;
@@ -1119,7 +1123,7 @@ class Search {
     void expand(const std::vector<Token> &tokens) {
         s_.candidates.clear();
         mark_live();
-        floor_ = may_skip_ ? least_useful(tokens) : -std::numeric_limits<double>::infinity();
+        floor_ = labels_.can_force || labels_.ambiguous ? -std::numeric_limits<double>::infinity() : least_useful(tokens);
         const Index num_beams = static_cast<Index>(s_.beams.size());
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
@@ -1127,9 +1131,9 @@ class Search {
                 const Beam &beam = s_.beams[source];
                 const double logp = add<Round>(beam.logp, token.logp);
                 if (label.blank) {
-                    propose(s_.nodes[beam.node].variant, logp, source, Step::kStay, token.column);
+                    propose(beam.node, Scratch::kBlankVariant, kBlank, logp, source, Step::kStay, token.column);
                 } else if (beam.label == label.same) {
-                    propose(beam.variant, logp, source, Step::kRepeat, token.column);
+                    propose(beam.node, beam.variant, beam.label, logp, source, Step::kRepeat, token.column);
                 } else {
                     extend(beam, label, token, logp, source);
                 }
@@ -1137,13 +1141,19 @@ class Search {
         }
     }
 
-    // Below this score a candidate is dropped: the best beam's best candidate and the pruning limit.
+    // What a candidate's score must reach, at least: the best beam's best candidate and the pruning limit.
     double least_useful(const std::vector<Token> &tokens) {
         const Beam beam = s_.beams[0];
         double best = -std::numeric_limits<double>::infinity();
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
-            if (label.blank || beam.label == label.same) best = std::max(best, beam.score + token.logp);
+            double score = beam.score + token.logp;
+            if (!label.blank && beam.label != label.same && (scorer_ || o_.hotwords)) {
+                if (label.space || label.opens) continue;  // rarely the best, and costly
+                const Index text = s_.nodes[beam.node].text, part = grown_part(s_.nodes[beam.node].part, label.same);
+                score = total(beam.logp + token.logp, prefix_score(text, part), text, part);
+            }
+            best = std::max(best, score);
         }
         return best + o_.beam_prune_logp - 1e-3 - Round::kError * std::abs(best);
     }
@@ -1157,39 +1167,47 @@ class Search {
             step = Step::kOpen;
         } else if (label.space) {
             step = Step::kSpace;
+            if (!beam.has_part) {  // a space after a space
+                propose(beam.node, variant_of(beam.node, label.same), label.same, logp, source, step, token.column);
+                return;
+            }
         }
         const Node &node = s_.nodes[beam.node];
         Index child = find_child(beam.node, arc);
-        if (child == kNone || s_.nodes[s_.variants[child].node].live != now_) {
-            // Nothing but this prefix's own beams can lead there in this frame.
-            const double most = node.best + token.logp + kLogCounts[std::min<Index>(node.num_live, 4)];
+        if (child == kNone || s_.nodes[child].live != now_) {
+            // Nothing but this prefix's own beams, two at most, can lead there in this frame.
+            const bool may_skip = node.others == kNone;
+            const double most = s_.beams[node.first_beam].logp + token.logp + kLog2;
             if (child != kNone) {
-                if (node.num_live <= 4 && total(most, s_.variants[child].node) < floor_) return;
+                if (may_skip && total(most, s_.nodes[child]) < floor_) return;
             } else {
+                if (may_skip && !scorer_ && !o_.hotwords && most < floor_) return;
+                const Index parent = beam.node;
                 Index text = node.text, part = 0;
-                const Index from = node.part;
                 if (step == Step::kGrow) {
-                    part = grown_part(from, label.same);
+                    part = grown_part(node.part, label.same);
                 } else {
-                    text = text_after(beam.node);
+                    text = text_after(parent);
                     if (step == Step::kOpen) part = intern_part(label.clean);
                 }
-                const bool is_itself = text == node.text && part == node.part;  // a space after a space
-                if (!is_itself && node.num_live <= 4 && total(most, prefix_score(text, part), text, part) < floor_) return;
-                child = variant_of(intern_node(text, part), label.same);
-                keep_child(beam.node, arc, child);
+                if (may_skip && total(most, prefix_score(text, part), text, part) < floor_) return;
+                if (labels_.simple) {
+                    child = make_node(text, part, label.same);
+                    s_.nodes[child].next_child = s_.nodes[parent].first_child;
+                    s_.nodes[parent].first_child = child;
+                } else {
+                    child = intern_node(text, part, label.same);
+                    s_.children.at(std::uint64_t(parent) << 32 | arc) = child;
+                }
             }
         }
-        propose(child, logp, source, step, token.column);
+        propose(child, variant_of(child, label.same), label.same, logp, source, step, token.column);
     }
 
     // Rank candidates: those within the limit of the best, the best beam_width of them, equal ones in their order.
     void prune() {
         double largest = -std::numeric_limits<double>::infinity();
-        for (Candidate &c : s_.candidates) {
-            c.score = total(c.logp, s_.variants[c.variant].node);
-            largest = c.score > largest ? c.score : largest;
-        }
+        for (const Candidate &c : s_.candidates) largest = c.score > largest ? c.score : largest;
         rank(s_.candidates, largest);
     }
     template <class C>
@@ -1216,21 +1234,19 @@ class Search {
         s_.kept.clear();
         for (const Index i : s_.ranked) {
             const Candidate &c = s_.candidates[i];
-            const Variant &variant = s_.variants[c.variant];
-            const Node &node = s_.nodes[variant.node];
-            if (o_.prune_history && !keep(node, variant.label)) continue;
+            if (o_.prune_history && !keep(s_.nodes[c.node], c.label)) continue;
             const Beam &from = s_.beams[c.source];
             Beam beam = from;
             beam.logp = c.logp;
             beam.score = c.score;
+            beam.node = c.node;
             beam.variant = c.variant;
-            beam.node = variant.node;
-            beam.label = variant.label;
+            beam.label = c.label;
             if (c.step == Step::kRepeat) {
                 beam.end = beam.piece_end = frame + 1;
             } else if (c.step != Step::kStay) {
-                const Node &old = s_.nodes[from.node];
-                const bool closes = c.step != Step::kGrow && s_.parts[old.part].size != 0;
+                const bool closes = c.step != Step::kGrow && from.has_part;
+                beam.has_part = c.step != Step::kSpace && s_.parts[s_.nodes[c.node].part].size != 0;
                 if (closes) {
                     s_.word_spans.push_back({beam.words, beam.start, beam.end});
                     beam.words = static_cast<Index>(s_.word_spans.size() - 1);
@@ -1254,7 +1270,7 @@ class Search {
 
     // Whether this is the first beam with its last words, partial word and label.
     bool keep(const Node &node, Index label) {
-        std::uint64_t key = detail::mix(std::uint64_t(s_.texts[node.text].history) << 32 | node.part);
+        std::uint64_t key = detail::mix(std::uint64_t(node.history) << 32 | node.part);
         key = detail::mix(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
         Index &found = s_.kept.at(key);
         if (found != kNone) return false;
@@ -1353,14 +1369,13 @@ class Search {
         std::reverse(h.pieces.begin(), h.pieces.end());
     }
 
-    static constexpr double kLogCounts[5] = {0.0, 0.0, 0.6931471805599453, 1.0986122886681098, 1.3862943611198906};
+    static constexpr double kLog2 = 0.69314718055994531;
 
     const Labels &labels_;
     const Options &o_;
     Scorer *scorer_;
     Scratch &s_;
     std::size_t stride_, history_size_;
-    bool may_skip_;
     bool force_ = false;
     Index now_ = 0;
     double floor_ = 0;
