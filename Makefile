@@ -2,11 +2,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench docs clean
+.PHONY: help setup demo test check fix sanitize equality bench docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _ngram.hpp) # the C++ module, built again when these change
+# The sanitizers' libraries come before Python; Python's own leaks at exit are not looked at.
+SANITIZED = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+  $(BIN)/python tests/native/run_with.py build/sanitize
 PYTHONS := python3.12 python3.11 python3
 
 help: ## list the targets
@@ -47,6 +51,15 @@ check: setup ## lint, format, types and import direction
 fix: setup ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+sanitize: setup ## the native module's tests and five minutes of hostile input under ASan and UBSan (needs cmake)
+	cmake -S w2v_ray/text -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DW2V_RAY_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build build/sanitize
+	$(SANITIZED) pytest tests/text -p no:cacheprovider
+	$(SANITIZED) tests/native/fuzz_beam.py --minutes 5
+
+equality: setup ## the beam search beside pyctcdecode on 2,000 random cases and 500 noisy utterances (about half an hour)
+	$(BIN)/python tests/native/equality_beam.py
 
 bench: setup ## every benchmark, one after another; each prints one JSON line
 	@for script in benchmarks/*.py; do echo "== $$script" >&2; $(BIN)/python "$$script"; done
