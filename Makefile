@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _ngram.hpp) # the C++ module, built again when these change
+NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _align.hpp _ngram.hpp) # the C++ module, built again when these change
 PYTHONS := python3.12 python3.11 python3
 
 help: ## list the targets
