@@ -139,7 +139,7 @@ def test_what_fails_costs_its_item_alone(model: str) -> None:
             segment(0, 0, "NO", 0.0, "NO"),
             segment(1, 0, "NO", 0.0, "NO SO"),
             segment(1, 1, "SO", 1.1, "NO SO", **nothing, error=failed),
-            segment(2, 0, "", 0.0, "NO", **whole),
+            segment(2, 0, "", 0.0, "NO") | whole,
             segment(3, 0, "NO", 0.0, "NO SO NO"),
             segment(4, 0, "NO", 0.0, "NO", log_probs=b"123"),
             segment(5, 0, "NO", 0.0, "NO", log_probs=None),

@@ -137,6 +137,11 @@ def test_a_batch_gives_what_its_items_give_alone_on_any_number_of_threads() -> N
             assert isinstance(one, ForcedAlignment)
             np.testing.assert_array_equal(one.path, other.path)
             assert one.loss == other.loss
+        paths = forced_align_batch(log_probs, targets, with_loss=False, num_threads=num_threads)
+        for one, other in zip(paths, alone, strict=True):
+            assert isinstance(one, ForcedAlignment)
+            np.testing.assert_array_equal(one.path, other.path)
+            assert np.isnan(one.loss)
     assert forced_align_batch([], []) == []
 
 

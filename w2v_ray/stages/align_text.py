@@ -121,7 +121,8 @@ class AlignText:
             if item["error"] is None:
                 try:
                     parts = [self._part(segments[row], table.column("log_probs")[row]) for row in rows]
-                    todo.append((item, *map(np.concatenate, zip(*parts, strict=True))))
+                    emissions, times = zip(*parts, strict=True)
+                    todo.append((item, np.concatenate(emissions), np.concatenate(times)))
                 except EncodeError as error:
                     item["error"] = error_value(_STAGE, error)
         self._align(todo)

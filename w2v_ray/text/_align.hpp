@@ -107,18 +107,18 @@ W2V_CLONES inline void step_sum(const double* __restrict blank, const double* __
                                 const double* __restrict skip, const double* __restrict scores, double blank_score,
                                 std::ptrdiff_t begin, std::ptrdiff_t end_blank, std::ptrdiff_t end_label,
                                 double* __restrict to_blank, double* __restrict to_label) {
+    // The lesser of two is written as the greater minus their distance: two choices by one comparison would
+    // become a branch, and the loop no vector code.
     for (std::ptrdiff_t i = begin; i < end_blank; ++i) {
         const double top = label[i] > blank[i] ? label[i] : blank[i];
-        const double low = label[i] > blank[i] ? blank[i] : label[i];
-        to_blank[i] = top + fast_log(1.0 + fast_exp(low - top)) + blank_score;
+        to_blank[i] = top + fast_log(1.0 + fast_exp(-std::fabs(label[i] - blank[i]))) + blank_score;
     }
     for (std::ptrdiff_t i = begin; i < end_label; ++i) {
         const double stay = label[i + 1], enter = blank[i], skipped = label[i] + skip[i];
-        double top = enter > stay ? enter : stay;
-        const double low = enter > stay ? stay : enter;
-        const double middle = skipped > top ? top : skipped;
-        top = skipped > top ? skipped : top;
-        to_label[i + 1] = top + fast_log(1.0 + fast_exp(low - top) + fast_exp(middle - top)) + scores[i];
+        const double either = enter > stay ? enter : stay;
+        const double top = skipped > either ? skipped : either;
+        const double third = either - std::fabs(enter - stay) - top, second = -std::fabs(skipped - either);
+        to_label[i + 1] = top + fast_log(1.0 + fast_exp(second) + fast_exp(third)) + scores[i];
     }
 }
 
@@ -263,9 +263,10 @@ inline void check(const Emission& emission, const Labels& labels, const Path& pa
     if (path.shape(0) != emission.shape(0)) throw std::invalid_argument("a path has another length than its emission");
 }
 
-// Aligns item after item, on up to `num_threads` threads, into `paths` and `losses`.
+// Aligns item after item, on up to `num_threads` threads, into `paths` and, if asked for, `losses`.
 inline void align(const std::vector<Emission>& emissions, const std::vector<Labels>& labels, std::int64_t blank,
-                  const std::vector<Path>& paths, const Losses& losses, int num_threads) {
+                  const std::vector<Path>& paths, const Losses& losses, bool with_loss,
+                  int num_threads) {
     const std::size_t size = emissions.size();
     if (labels.size() != size || paths.size() != size || losses.shape(0) != size) {
         throw std::invalid_argument("emissions, labels, paths and losses differ in number");
@@ -283,7 +284,7 @@ inline void align(const std::vector<Emission>& emissions, const std::vector<Labe
                 const auto length = static_cast<std::ptrdiff_t>(labels[i].shape(0));
                 const float* data = emissions[i].data();
                 best_path(data, frames, columns, labels[i].data(), length, blank, paths[i].data());
-                losses.data()[i] = full_loss(data, frames, columns, labels[i].data(), length, blank);
+                if (with_loss) losses.data()[i] = full_loss(data, frames, columns, labels[i].data(), length, blank);
             }
         } catch (...) {  // bad_alloc is the only one there is
             if (!failed.exchange(true)) failure = std::current_exception();
@@ -301,8 +302,8 @@ inline void align(const std::vector<Emission>& emissions, const std::vector<Labe
 
 inline void bind_align(nanobind::module_& module) {
     using namespace nanobind::literals;
-    module.def("align", &forced::align, "emissions"_a, "labels"_a, "blank"_a, "paths"_a, "losses"_a, "num_threads"_a,
-               "Best paths of labels through emissions, as states, and the full losses, into paths and losses.");
+    module.def("align", &forced::align, "emissions"_a, "labels"_a, "blank"_a, "paths"_a, "losses"_a, "with_loss"_a,
+               "num_threads"_a, "Best paths of labels through emissions, as states, and the full losses, into paths and losses.");
 }
 
 }  // namespace w2v

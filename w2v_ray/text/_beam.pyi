@@ -7,5 +7,6 @@ def align(
     blank: int,
     paths: list[NDArray[np.int32]],
     losses: NDArray[np.float64],
+    with_loss: bool,
     num_threads: int,
 ) -> None: ...

@@ -33,7 +33,8 @@ class ForcedAlignment:
     token_scores: NDArray[np.float64]
     """In [0, 1]: the geometric mean of the probabilities of each token's frames."""
     loss: float
-    """The CTC loss: the negative logarithm of the probability of the tokens over all paths, in nats."""
+    """The CTC loss: the negative logarithm of the probability of the tokens over all paths, in nats; NaN
+    where it was not asked for."""
 
 
 def forced_align(log_probs: NDArray[Any], targets: ArrayLike, *, blank: int = 0) -> ForcedAlignment:
@@ -61,6 +62,7 @@ def forced_align_batch(
     targets: Sequence[ArrayLike],
     *,
     blank: int = 0,
+    with_loss: bool = True,
     num_threads: int = 1,
 ) -> list[ForcedAlignment | AlignError]:
     """Aligns a token sequence with each of many emissions, which may differ in length.
@@ -71,6 +73,7 @@ def forced_align_batch(
         log_probs: Of each item, as of ``forced_align``.
         targets: Of each item, as of ``forced_align``.
         blank: The column of the blank.
+        with_loss: Whether to compute the loss, which takes most of the time.
         num_threads: Threads that share the items; the interpreter is free meanwhile.
 
     Returns:
@@ -87,8 +90,9 @@ def forced_align_batch(
     errors = [item.refusal() for item in items]
     sound = [item for item, error in zip(items, errors, strict=True) if error is None]
     states = [np.empty(len(item.emission), np.int32) for item in sound]
-    losses = np.empty(len(sound))
-    _align([item.emission for item in sound], [item.labels for item in sound], 0, states, losses, num_threads)
+    losses = np.full(len(sound), np.nan)
+    emissions, labels = [item.emission for item in sound], [item.labels for item in sound]
+    _align(emissions, labels, 0, states, losses, with_loss, num_threads)
     made = (item.read(path, float(loss)) for item, path, loss in zip(sound, states, losses, strict=True))
     return [next(made) if error is None else error for error in errors]
 

@@ -65,7 +65,7 @@ class _Piece:
 
     @property
     def is_aligned(self) -> bool:
-        return self.labels.stop > self.labels.start
+        return bool(self.labels.stop > self.labels.start)
 
 
 def frame_times(num_frames: int, seconds_per_frame: float) -> Times:
