@@ -184,6 +184,26 @@ def test_a_probability_of_zero_is_passed_only_where_it_must_be() -> None:
     assert impossible.token_scores.tolist() == [0, 0]
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    length=st.integers(0, 40),
+    more=st.integers(0, 60),
+    power=st.integers(-3, 5),
+)
+def test_whatever_the_numbers_are_the_path_spells_the_tokens(
+    seed: int, length: int, more: int, power: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    targets = tokens(rng, length, 6, 2)
+    numbers = -np.abs(rng.standard_normal((max(1, needed(targets)) + more, 6))) * 10.0**power
+    numbers[rng.random(numbers.shape) < 0.3] = -np.inf
+    found = forced_align(numbers, targets, blank=2)
+    assert collapsed(found.path, 2) == targets.tolist()
+    assert not np.isnan(found.loss)
+    check_spans(found, targets)
+
+
 def test_what_cannot_be_aligned_is_told_by_item() -> None:
     good = emission(np.random.default_rng(5), 4, 4)
     bad = good.copy()

@@ -24,7 +24,7 @@ from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 __all__ = ["MAX_ITEM_SECONDS", "AlignText", "AlignTextConfig", "TakeText"]
 
 # The longest recording that is aligned as one: both the time and the memory of an alignment grow faster than
-# the recording, to a minute and half a gigabyte here.
+# the recording, to a minute and a third of a gigabyte here.
 MAX_ITEM_SECONDS = 3600.0
 
 _STAGE = "align_text"
