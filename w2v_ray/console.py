@@ -118,7 +118,7 @@ def show_summary(summary: RunSummary) -> None:
         table.add_row("nothing to do", f"all {summary.num_shards} shards were published by earlier runs")
     else:
         rate = (summary.audio_s + summary.rejected_s) / summary.wall_s if summary.wall_s else 0
-        table.add_row("done", f"{audio_time(summary.audio_s)} of audio in {summary.num_rows} rows")
+        table.add_row("transcribed", f"{audio_time(summary.audio_s)} of audio in {summary.num_rows} segments")
         table.add_row("took", f"{_clock(summary.wall_s)} ({rate:.1f} x real time, start-up included)")
     if summary.num_rejects:
         reasons = ", ".join(
