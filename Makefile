@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _ngram.hpp) # the C++ module, built again when these change
+NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _align.hpp _ngram.hpp) # the C++ module, built again when these change
 # The sanitizers' libraries come before Python; Python's own leaks at exit are not looked at.
 SANITIZED = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \

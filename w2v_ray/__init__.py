@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from w2v_ray.errors import (
+    AlignError,
     AudioLimitError,
     CheckpointError,
     ConfigError,
@@ -26,6 +27,8 @@ from w2v_ray.errors import (
 )
 
 __all__ = [
+    "AlignConfig",
+    "AlignError",
     "AudioLimitError",
     "AutoFeatureExtractor",
     "AutoModel",
@@ -85,6 +88,7 @@ __all__ = [
     "Wav2Vec2Processor",
     "XVectorOutput",
     "__version__",
+    "align",
     "run",
     "transcribe",
 ]
@@ -92,6 +96,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from w2v_ray.align_config import AlignConfig
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
     from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
     from w2v_ray.config import JobConfig
@@ -141,6 +146,7 @@ if TYPE_CHECKING:
     from w2v_ray.models.xvector import Wav2Vec2BertForXVector, Wav2Vec2ForXVector
     from w2v_ray.pipeline import run
     from w2v_ray.plugin import transcribe
+    from w2v_ray.plugin_align import align
     from w2v_ray.processors import (
         AutoFeatureExtractor,
         AutoProcessor,
@@ -152,6 +158,7 @@ if TYPE_CHECKING:
 else:
     # Hidden from type checkers, which would take a module's __getattr__ to mean that any name exists.
     _MODULE_OF = {
+        "AlignConfig": "w2v_ray.align_config",
         "AutoFeatureExtractor": "w2v_ray.processors",
         "AutoModel": "w2v_ray.models.auto",
         "AutoModelForAudioClassification": "w2v_ray.models.auto",
@@ -196,6 +203,7 @@ else:
         "Wav2Vec2Model": "w2v_ray.models.wav2vec2",
         "Wav2Vec2Processor": "w2v_ray.processors",
         "XVectorOutput": "w2v_ray.models.outputs",
+        "align": "w2v_ray.plugin_align",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",
     }

@@ -35,6 +35,7 @@ examples:
   w2v-ray demo
   w2v-ray transcribe recordings/ --output out --model facebook/wav2vec2-base-960h
   w2v-ray transcribe s3://bucket/archive list.jsonl 'more/*.tar' --output s3://bucket/out --model ./checkpoint
+  w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray status out
 """
 _REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
@@ -94,6 +95,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _job_arguments(transcribe)
+
+    align = commands.add_parser(
+        "align",
+        parents=[common],
+        help="find the words of given texts in their recordings",
+        description="Align recordings with the texts that their manifest gives. Running it again does only "
+        "what is missing.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _job_arguments(align)
+    align.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="key of the text in the manifest (default: %(default)s)",
+    )
 
     run = commands.add_parser(
         "run",
@@ -167,6 +185,14 @@ def _transcribe(args: argparse.Namespace) -> int:
     return _run_job(JobConfig(**values | {"inputs": tuple(args.inputs)}), args)
 
 
+def _align(args: argparse.Namespace) -> int:
+    from w2v_ray.align_config import AlignConfig
+
+    names = [field.name for field in dataclasses.fields(AlignConfig) if hasattr(args, field.name)]
+    values = {name: getattr(args, name) for name in names}
+    return _run_job(AlignConfig(**values | {"inputs": tuple(args.inputs)}), args)
+
+
 def _run(args: argparse.Namespace) -> int:
     return _run_job(load_job(args.job, args.overrides), args)
 
@@ -225,7 +251,14 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "lm": cli_lm.main, "run": _run, "status": _status, "transcribe": _transcribe}
+_COMMANDS = {
+    "align": _align,
+    "demo": _demo,
+    "lm": cli_lm.main,
+    "run": _run,
+    "status": _status,
+    "transcribe": _transcribe,
+}
 
 
 def _last_line(error: Exception) -> str:

@@ -14,12 +14,14 @@
         +-- EmptyAudioError  it decodes to no samples at all
         +-- TooShortError    it has fewer samples than the encoder needs for one frame
         +-- EncodeError      the encoder failed on this item alone
+        +-- AlignError       its text is missing, or cannot be aligned with it
 
 The message of each is one sentence that names the value, what was expected and the fix.
 The first six stop a job before or while it runs; an ``ItemError`` never does.
 """
 
 __all__ = [
+    "AlignError",
     "AudioLimitError",
     "CheckpointError",
     "ConfigError",
@@ -91,3 +93,7 @@ class TooShortError(ItemError):
 
 class EncodeError(ItemError):
     """The encoder failed on this item alone."""
+
+
+class AlignError(ItemError):
+    """The text of an item is missing, or cannot be aligned with it."""

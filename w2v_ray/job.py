@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from w2v_ray import stores
+from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig
 from w2v_ray.errors import CheckpointError
 from w2v_ray.hub import checkpoint_fingerprint
@@ -33,7 +34,7 @@ class RunSummary:
     num_shards_before: int
     """Shards that earlier runs had published."""
     num_rows: int
-    """Rows this run wrote to ``transcripts/``."""
+    """Rows this run wrote to ``transcripts/``, or ``alignments/``."""
     num_rejects: int
     """Rows this run wrote to ``rejects/``."""
     reject_rate: float
@@ -61,7 +62,11 @@ def prepare(job: JobConfig) -> Plan:
     # Of the model its content counts, not its name: a folder may be moved, and a branch may move on.
     model = {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
     return make_plan(
-        job.inputs, job.output, shard_seconds=job.shard_seconds, job=job.fingerprint_fields() | model
+        job.inputs,
+        job.output,
+        shard_seconds=job.shard_seconds,
+        job=job.fingerprint_fields() | model,
+        cut_long=not isinstance(job, AlignConfig),  # a text belongs to the whole of its recording
     )
 
 

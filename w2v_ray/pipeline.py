@@ -21,6 +21,7 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
+from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig
 from w2v_ray.errors import ConfigError
 from w2v_ray.hub import absolute_model
@@ -29,6 +30,7 @@ from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.plan import Plan
 from w2v_ray.progress import Meter, Progress
 from w2v_ray.schema import SAMPLE_RATE_HZ
+from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
@@ -106,7 +108,7 @@ class Pools:
 def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]) -> Dataset:
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
     read = ReadAudio(ReadAudioConfig())
-    decode = DecodeAudio(DecodeAudioConfig())
+    decode = DecodeAudio(_decoding(job))
     segment = SegmentAudio(SegmentAudioConfig(max_segment_seconds=job.max_segment_seconds))
     model = absolute_model(job.model)
     encode = EncodeConfig(
@@ -117,8 +119,8 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         dtype=job.dtype,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
-    text = DecodeTextConfig(model=model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
-    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint)
+    text_stage, text = _text_stage(job, model)
+    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint, table=_table(job))
     task: dict[str, Any] = {
         "num_cpus": pools.task_cpus,
         "batch_format": "pyarrow",
@@ -136,6 +138,8 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
+        if isinstance(job, AlignConfig):
+            ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(read), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(decode), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(segment), batch_size=1, **task)
@@ -149,7 +153,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             **actor,
         )
         ds = ds.map_batches(
-            DecodeText,
+            text_stage,
             fn_constructor_args=(text,),
             batch_size=None,
             num_cpus=pools.decoder_cpus,
@@ -210,6 +214,23 @@ class EncodeShard:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._encode(unpack(batch))
+
+
+def _text_stage(job: JobConfig, model: str) -> tuple[type, DecodeTextConfig | AlignTextConfig]:
+    """What becomes of the emissions, and its settings."""
+    config = AlignTextConfig if isinstance(job, AlignConfig) else DecodeTextConfig
+    stage = AlignText if isinstance(job, AlignConfig) else DecodeText
+    return stage, config(model=model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
+
+
+def _decoding(job: JobConfig) -> DecodeAudioConfig:
+    if isinstance(job, AlignConfig):
+        return DecodeAudioConfig(max_item_seconds=MAX_ITEM_SECONDS)
+    return DecodeAudioConfig()
+
+
+def _table(job: JobConfig) -> str:
+    return "alignments" if isinstance(job, AlignConfig) else "transcripts"
 
 
 def _all_cores(pools: Pools) -> int:

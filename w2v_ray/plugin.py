@@ -5,26 +5,19 @@ It keeps every row and every column, stays lazy, and writes nothing.
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import soundfile
 from ray.data import ActorPoolStrategy, Dataset
 
-from w2v_ray.errors import ConfigError, ReadError
 from w2v_ray.hub import absolute_model
 from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.packing import pack, unpack
-from w2v_ray.schema import ERROR, ITEM, READ, SAMPLE_RATE_HZ, WORD, error_value
-from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
+from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
+from w2v_ray.schema import ERROR, SAMPLE_RATE_HZ, WORD
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
-from w2v_ray.stages.encode import Encode, EncodeConfig
-from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
-from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
+from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.segment_audio import SegmentAudioConfig
 
 __all__ = ["transcribe"]
 
@@ -35,9 +28,6 @@ _ADDED = {
     "duration_s": pa.float64(),
     "error": ERROR,
 }
-# The names under which audio is looked for, where the caller does not say.
-_AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "uri", "path", "amplitude")
-_RATE_COLUMNS = ("sampling_rate", "sample_rate")
 
 
 def transcribe(
@@ -92,18 +82,12 @@ def transcribe(
         ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
             be added but is there already, raises it when the Dataset runs.
     """
-    if rows_per_batch < 1:
-        raise ConfigError(f"rows_per_batch is {rows_per_batch}, expected at least 1; try 16")
     config = Wav2Vec2Config.from_pretrained(model, revision=revision)
     model = absolute_model(model)
-    if device == "auto":
-        gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0  # type: ignore[no-untyped-call]
-        device = "cuda" if gpus else "cpu"
-    on_gpu = device.startswith("cuda")
     encode = EncodeConfig(
         model=model,
         revision=revision,
-        device=device,
+        device=choose_device(device),
         attn_implementation=attn_implementation,
         dtype=dtype,
         num_threads=encoder_threads,
@@ -111,17 +95,14 @@ def transcribe(
     text = DecodeTextConfig(
         model=model, revision=revision, seconds_per_frame=config.hop_samples / SAMPLE_RATE_HZ
     )
-    load = _LoadRows(audio_column, prefix, SegmentAudioConfig(max_segment_seconds=max_segment_seconds))
-
-    ds = ds.map_batches(load, batch_size=rows_per_batch, batch_format="pyarrow")  # a batch: one row from here
-    ds = ds.map_batches(
-        _EncodeRows,
-        fn_constructor_args=(encode,),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=num_cpus,
-        num_gpus=1 if on_gpu else 0,
-        compute=ActorPoolStrategy(size=num_encoders),
+    load = LoadRows(
+        caller="transcribe",
+        added=tuple(prefix + name for name in _ADDED),
+        audio_column=audio_column,
+        segment=SegmentAudioConfig(max_segment_seconds=max_segment_seconds),
+    )
+    ds = encode_rows(
+        ds, load, encode, rows_per_batch=rows_per_batch, num_encoders=num_encoders, num_cpus=num_cpus
     )
     return ds.map_batches(
         _WriteRows,
@@ -133,37 +114,6 @@ def transcribe(
     )
 
 
-@dataclass(frozen=True)
-class _LoadRows:
-    """A batch of the user's rows to one packed row: the rows as they are, and their audio as segments."""
-
-    audio_column: str | None
-    prefix: str
-    segment: SegmentAudioConfig
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        for name in _ADDED:
-            if self.prefix + name in rows.column_names:
-                raise ConfigError(
-                    f"the Dataset has a column {self.prefix + name!r} already, which transcribe() would add; "
-                    f"rename it, or pass a prefix such as prefix='asr_'"
-                )
-        items = _items(rows, self.audio_column)
-        segments = SegmentAudio(self.segment)(
-            DecodeAudio(DecodeAudioConfig())(ReadAudio(ReadAudioConfig())(items))
-        )
-        return _join(rows, segments)
-
-
-class _EncodeRows:
-    def __init__(self, config: EncodeConfig) -> None:
-        self._encode = Encode(config)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        rows, segments = _split(batch)
-        return _join(rows, self._encode(segments))
-
-
 class _WriteRows:
     """The text of the segments, put together again to one row for each of the user's."""
 
@@ -172,7 +122,7 @@ class _WriteRows:
         self._prefix = prefix
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        rows, segments = _split(batch)
+        rows, segments = split_rows(batch)
         values: list[dict[str, Any]] = [dict.fromkeys(_ADDED) for _ in range(rows.num_rows)]
         columns = ["item_index", "text", "words", "duration_s", "error"]
         for segment in self._decode(segments).select(columns).to_pylist():
@@ -187,83 +137,7 @@ class _WriteRows:
                 # the geometric mean over words, as of a segment
                 logs = np.log([max(word["confidence"], 1e-9) for word in value["words"]])
                 value["confidence"] = float(np.exp(logs.mean()))
-        for name, type_ in _ADDED.items():
-            rows = rows.append_column(self._prefix + name, pa.array([v[name] for v in values], type_))
-        return rows
-
-
-def _items(rows: pa.Table, audio_column: str | None) -> pa.Table:
-    """One item for each row, in the columns that read_audio takes; bytes that are given are in place."""
-    name = audio_column or next((n for n in _AUDIO_COLUMNS if n in rows.column_names), None)
-    if name is None or name not in rows.column_names:
-        wanted = repr(audio_column) if audio_column else f"one of {', '.join(_AUDIO_COLUMNS)}"
-        raise ConfigError(
-            f"the Dataset has no audio column {wanted} (its columns are {', '.join(rows.column_names)}); "
-            "name it with audio_column="
-        )
-    rate_column = next((n for n in _RATE_COLUMNS if n in rows.column_names), None)
-    rates = rows.column(rate_column).to_pylist() if rate_column else [None] * rows.num_rows
-    given: list[bytes | None] = []
-    uris: list[str] = []
-    errors: list[dict[str, str] | None] = []
-    for value, rate in zip(rows.column(name), rates, strict=True):
-        source, error = None, None
-        try:
-            source = _source(value.as_py(), rate)
-        except (TypeError, ValueError) as problem:
-            error = error_value("read_audio", ReadError(f"column {name!r}: {problem}"))
-        given.append(source if isinstance(source, bytes) else None)
-        uris.append(source if isinstance(source, str) else "")
-        errors.append(error)
-    indices = range(rows.num_rows)
-    items = pa.Table.from_pylist(
-        [{"item_index": i, "recording_id": str(i), "uri": uri} for i, uri in zip(indices, uris, strict=True)],
-        schema=ITEM,
-    )
-    items = items.append_column(READ[0], pa.array(given, READ[0].type))
-    return items.append_column(READ[1], pa.array(errors, ERROR))
-
-
-def _source(value: Any, rate: int | None) -> bytes | str:
-    """The encoded bytes of a value, or the place to read them from."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        if value.get("array") is not None:
-            return _wav(value["array"], value.get("sampling_rate"))
-        value = value.get("path")
-    if isinstance(value, bytes | str) and value:
-        return value
-    if isinstance(value, list | np.ndarray):
-        return _wav(value, rate)
-    raise TypeError(
-        f"the value is {type(value).__name__} or empty, expected bytes, a path, an Audio struct or samples"
-    )
-
-
-def _wav(samples: Any, rate: int | None) -> bytes:
-    """Samples in a container of their own, so that arrays go the way of all audio."""
-    array = np.asarray(samples, np.float32)
-    if rate is None:
-        raise ValueError(f"samples without a rate; add a column {' or '.join(_RATE_COLUMNS)}")
-    file = io.BytesIO()
-    soundfile.write(file, array.T if array.ndim == 2 else array, int(rate), format="WAV", subtype="FLOAT")
-    return file.getvalue()
-
-
-def _join(rows: pa.Table, segments: pa.Table) -> pa.Table:
-    packed_rows, packed_segments = pack(rows), pack(segments)
-    columns = {f"row:{name}": packed_rows.column(name) for name in rows.column_names}
-    columns |= {f"segment:{name}": packed_segments.column(name) for name in segments.column_names}
-    return pa.table(columns)
-
-
-def _split(batch: pa.Table) -> tuple[pa.Table, pa.Table]:
-    def part(prefix: str) -> pa.Table:
-        names = [name for name in batch.column_names if name.startswith(prefix)]
-        return unpack(batch.select(names).rename_columns([name.removeprefix(prefix) for name in names]))
-
-    return part("row:"), part("segment:")
+        return append_columns(rows, values, _ADDED.items(), self._prefix)
 
 
 def _add(total: float | None, seconds: float | None) -> float | None:

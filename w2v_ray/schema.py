@@ -10,6 +10,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 __all__ = [
+    "ALIGNED_CHARACTER",
+    "ALIGNED_WORD",
+    "ALIGNMENT",
     "DAMAGE_KEY",
     "DECODED",
     "EMISSION_DTYPE",
@@ -21,6 +24,7 @@ __all__ = [
     "SAMPLE_RATE_HZ",
     "SCHEMA_VERSION",
     "SEGMENT",
+    "TABLES",
     "TRANSCRIPT",
     "WORD",
     "error_value",
@@ -129,6 +133,50 @@ TRANSCRIPT = pa.schema(
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
 )
+
+
+def _aligned(name: str) -> pa.DataType:
+    """A word or a character of a text that was given, under ``name``."""
+    return pa.struct(
+        [
+            _column(name, pa.string(), "as it was given"),
+            _column("start_s", pa.float64(), "its start in the recording", "s"),
+            _column("end_s", pa.float64(), "its end in the recording", "s"),
+            _column("score", pa.float32(), "in [0, 1]; null: not in the vocabulary"),
+            _column("aligned", pa.bool_(), "false: its start or end was set between its neighbours"),
+        ]
+    )
+
+
+ALIGNED_WORD = _aligned("word")
+ALIGNED_CHARACTER = _aligned("char")
+
+# What write_parquet publishes in alignments/ (align_text joins the segments of an item to one row).
+ALIGNMENT = pa.schema(
+    [
+        _SHARD,
+        _RECORDING,
+        _URI,
+        _column("start_s", pa.float64(), "start of the item in the recording", "s"),
+        _column("end_s", pa.float64(), "end of the item in the recording", "s"),
+        DECODED[1],
+        _column("text", pa.string(), "the text that was given"),
+        _column("score", pa.float32(), "in [0, 1], over all words; null where nothing was aligned"),
+        _column("ctc_loss", pa.float64(), "-log of the probability of the text, over all paths", "nats"),
+        _column("loss_per_label", pa.float64(), "high where the text is wrong; null: no labels", "nats"),
+        _column("words", pa.list_(ALIGNED_WORD), "every word of the text in order"),
+        _column("characters", pa.list_(ALIGNED_CHARACTER), "the characters of the words in order"),
+        ENCODED[1],
+        DECODED[2],
+        DECODED[3],
+        DECODED[4],
+        _METADATA,
+    ],
+    metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+# The tables whose parts say that a shard is done; an output holds one of them.
+TABLES = {"transcripts": TRANSCRIPT, "alignments": ALIGNMENT}
 
 # What write_parquet publishes in rejects/.
 REJECT = pa.schema(

@@ -92,7 +92,12 @@ class Plan:
 
 
 def make_plan(
-    inputs: Sequence[str], output: str, *, shard_seconds: float, job: Mapping[str, records.Json]
+    inputs: Sequence[str],
+    output: str,
+    *,
+    shard_seconds: float,
+    job: Mapping[str, records.Json],
+    cut_long: bool = True,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -101,6 +106,7 @@ def make_plan(
         output: Folder or URL of one; it must be new, empty, or the output of the same job.
         shard_seconds: Seconds of audio in a shard.
         job: The settings that decide what the rows are; an output keeps to them.
+        cut_long: Whether a recording that is longer than a shard becomes several items.
 
     Raises:
         InputError: An input does not exist or holds no audio, or two recordings have one id.
@@ -118,13 +124,13 @@ def make_plan(
     items = planned.slice(0, 0)
     if new.num_rows:
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-        items = make_items(new, shard_seconds)
+        items = make_items(new, shard_seconds, cut_long=cut_long)
         while items.num_rows and not records.publish_plan(output, items, num_plans + 1):
             planned, num_plans = records.read_plans(output)  # a faster run took that number
             new = _unplanned(new, planned, output)
-            items = make_items(new, shard_seconds)
+            items = make_items(new, shard_seconds, cut_long=cut_long)
     everything = pa.concat_tables([planned, items])
-    published = records.published_shards(output)
+    published = records.published_shards(output, records.table_of(job))
     seconds = {
         shard_id: pc.sum(everything.column("planned_s").slice(begin, size)).as_py()
         for shard_id, begin, size in shard_bounds(everything)

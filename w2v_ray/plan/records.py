@@ -18,7 +18,7 @@ from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
-__all__ = ["claim_output", "publish_plan", "published_shards", "read_plans"]
+__all__ = ["claim_output", "job_of", "publish_plan", "published_shards", "read_plans", "table_of"]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
 _PART_NAME = re.compile(r"part-([0-9a-f]+)\.parquet")
@@ -104,10 +104,31 @@ def claim_output(output: str, job: Mapping[str, Json]) -> str:
     )
 
 
-def published_shards(output: str) -> set[str]:
+def published_shards(output: str, table: str) -> set[str]:
     """The ids of the shards whose rows are there."""
-    matches = map(_PART_NAME.fullmatch, stores.list_names(stores.join(output, "transcripts")))
+    matches = map(_PART_NAME.fullmatch, stores.list_names(stores.join(output, table)))
     return {match[1] for match in matches if match}
+
+
+def table_of(job: Mapping[str, Json]) -> str:
+    """The table that a job with these settings writes."""
+    return str(job.get("table", "transcripts"))
+
+
+def job_of(output: str) -> dict[str, Json]:
+    """The settings of the job that an output belongs to; empty where it has none.
+
+    Raises:
+        OutputError: They cannot be read.
+    """
+    path = stores.join(output, "_plan", "job.json")
+    if not stores.exists(path):
+        return {}
+    try:
+        return dict(json.loads(stores.read_bytes(path))["job"])
+    except Exception as error:
+        message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
+        raise OutputError(message) from error
 
 
 def _plan_names(output: str) -> list[str]:

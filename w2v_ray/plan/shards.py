@@ -6,6 +6,7 @@ All of it is a function of the entries and ``shard_seconds`` alone, so that whoe
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -39,7 +40,7 @@ def time_ranges(
     beginning or end. Inner borders are multiples of ``shard_seconds`` (of a minute or an hour at the
     extremes) from the start.
     """
-    if duration_s <= long_seconds(shard_seconds):
+    if duration_s <= long_seconds(shard_seconds) or shard_seconds == math.inf:
         return [(start_s, end_s, duration_s)]
     length_s = _range_seconds(shard_seconds)
     count = int(duration_s // length_s)
@@ -68,17 +69,18 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
     return [*ends, len(planned_s)] if planned_s else []
 
 
-def make_items(entries: pa.Table, shard_seconds: float) -> pa.Table:
+def make_items(entries: pa.Table, shard_seconds: float, *, cut_long: bool = True) -> pa.Table:
     """The rows of a plan.
 
     Args:
         entries: Rows with the fields of `Entry` and ``fingerprint``; ``duration_s`` without nulls.
         shard_seconds: Of audio in a shard.
+        cut_long: Whether long recordings are cut into time ranges; else each is one item.
 
     Returns:
         A table of the schema ITEM, shard after shard.
     """
-    items = _cut(entries, shard_seconds)
+    items = _cut(entries, shard_seconds if cut_long else math.inf)
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     sizes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
     num_bytes = pc.if_else(is_whole, sizes, 0).to_pylist()

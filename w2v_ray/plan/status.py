@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError, W2vRayError
-from w2v_ray.plan.records import published_shards, read_plans
+from w2v_ray.plan.records import job_of, published_shards, read_plans, table_of
 
 __all__ = ["Status", "status"]
 
@@ -39,7 +39,7 @@ class Status:
     pending_s: float
     rejected_s: float
     num_rows: int
-    """Rows in ``transcripts/``."""
+    """Rows in ``transcripts/``, or ``alignments/``."""
     num_rejects: int
     """Rows in ``rejects/``."""
     rejects_by_reason: dict[str, int]
@@ -64,7 +64,8 @@ def status(output: str) -> Status:
         raise OutputError(f"output {output!r} {reason}")
     try:
         plan, _ = read_plans(output, ["shard_id", "planned_s"])
-        published = published_shards(output)
+        table = table_of(job_of(output))
+        published = published_shards(output, table)
     except W2vRayError:
         raise
     except Exception as error:  # each store has its own errors
@@ -75,7 +76,7 @@ def status(output: str) -> Status:
     shards = plan.group_by("shard_id").aggregate([("planned_s", "sum"), ("shard_id", "count")]).to_pylist()
     done = [shard["shard_id"] for shard in shards if shard["shard_id"] in published]
     with ThreadPoolExecutor(_THREADS) as pool:
-        summaries = list(pool.map(lambda shard_id: _summary(output, shard_id), done))
+        summaries = list(pool.map(lambda shard_id: _summary(output, table, shard_id), done))
     reasons: Counter[str] = Counter()
     for summary in summaries:
         reasons.update(summary["rejects_by_reason"])
@@ -97,8 +98,8 @@ def status(output: str) -> Status:
     )
 
 
-def _summary(output: str, shard_id: str) -> dict[str, Any]:
-    path = stores.join(output, "transcripts", f"part-{shard_id}.parquet")
+def _summary(output: str, table: str, shard_id: str) -> dict[str, Any]:
+    path = stores.join(output, table, f"part-{shard_id}.parquet")
     try:
         with stores.open_range(path, None, None, block_bytes=_FOOTER_BYTES) as file:
             summary = json.loads(pq.read_metadata(file).metadata[b"w2v_ray.shard"])

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, OutputError
-from w2v_ray.schema import REJECT, SCHEMA_VERSION, TRANSCRIPT
+from w2v_ray.schema import REJECT, SCHEMA_VERSION, TABLES
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
 
 _FIRST_ATTEMPT = 1
-_NEEDED = [*TRANSCRIPT.names, "item_index", "byte_size", "planned_s", "error"]
+_NEEDED = ["item_index", "segment_id", "segment_index", "byte_size", "planned_s", "error"]
 _SUMMARY = pa.schema(
     {
         "shard_id": pa.string(),
@@ -44,9 +44,11 @@ class WriteParquetConfig:
     """Where rows go, and whose they are."""
 
     output: str
-    """Folder or URL that receives ``transcripts/`` and ``rejects/``."""
+    """Folder or URL that receives the table and ``rejects/``."""
     job_fingerprint: str
     """Of the plan: parts of another job are never taken for this one's."""
+    table: str = "transcripts"
+    """The table that receives the rows: a folder in the output."""
 
     def __post_init__(self) -> None:
         if not self.output or not self.job_fingerprint:
@@ -54,13 +56,15 @@ class WriteParquetConfig:
                 f"output is {self.output!r} and job_fingerprint {self.job_fingerprint!r}, expected text; "
                 "take both from the plan"
             )
+        if self.table not in TABLES:
+            raise ConfigError(f"table is {self.table!r}, expected one of {', '.join(TABLES)}; choose one")
 
 
 class WriteParquet:
     """Publishes all rows of one shard and returns one row that sums them up.
 
-    The table has the columns of TRANSCRIPT and ``item_index``, ``byte_size``, ``planned_s`` and ``error``;
-    others are not written.
+    It takes the columns of the table's schema and ``item_index``, ``segment_id``, ``segment_index``,
+    ``byte_size``, ``planned_s`` and ``error``; others are not written.
 
     Raises:
         OutputError: The store refuses, or the shard is published by another job.
@@ -69,6 +73,7 @@ class WriteParquet:
     def __init__(self, config: WriteParquetConfig) -> None:
         self._output = stores.canonical(config.output)  # workers have other working folders
         self._job_fingerprint = config.job_fingerprint
+        self._table, self._schema = config.table, TABLES[config.table]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard_ids = pc.unique(table.column("shard_id")).to_pylist()
@@ -77,7 +82,9 @@ class WriteParquet:
         summary = self._published(name)
         if summary is None:
             order = [("item_index", "ascending"), ("segment_index", "ascending")]
-            summary = self._publish(name, table.select(_NEEDED).sort_by(order))
+            summary = self._publish(
+                name, table.select(list(dict.fromkeys([*self._schema.names, *_NEEDED]))).sort_by(order)
+            )
         reasons = json.dumps(summary["rejects_by_reason"])
         return pa.Table.from_pylist([summary | {"rejects_by_reason": reasons}], schema=_SUMMARY)
 
@@ -106,13 +113,13 @@ class WriteParquet:
             summary["rejects_sha256"] = hashlib.sha256(data).hexdigest()
         else:
             stores.remove(path)  # of an attempt that did not come to the end
-        data = self._file(rows.select(TRANSCRIPT.names).cast(TRANSCRIPT), summary)
-        stores.publish(stores.join(self._output, "transcripts", name), data, root=self._output)
+        data = self._file(rows.select(self._schema.names).cast(self._schema), summary)
+        stores.publish(stores.join(self._output, self._table, name), data, root=self._output)
         return summary
 
     def _published(self, name: str) -> dict[str, Any] | None:
         """The summary of the shard as it is published; None where it is not."""
-        path = stores.join(self._output, "transcripts", name)
+        path = stores.join(self._output, self._table, name)
         if not stores.exists(path):
             return None
         try:

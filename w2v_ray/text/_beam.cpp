@@ -30,6 +30,7 @@
 #include <utility>
 #include <vector>
 
+#include "_align.hpp"
 #include "_ngram.hpp"
 
 namespace nb = nanobind;
@@ -1612,7 +1613,8 @@ bool may_be_probabilities(const Array &array) {
 NB_MODULE(_beam, module) {
     using namespace w2v;
     module.doc() = "CTC beam search and n-gram models; use w2v_ray.text.";
-    bind_ngram(module);
+    bind_align(module);
+    w2v::bind_ngram(module);
 
     nb::class_<Trie>(module, "Trie")
         .def(

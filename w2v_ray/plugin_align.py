@@ -1,0 +1,127 @@
+"""Alignment as a step of somebody's own Ray Data pipeline: recordings and their texts in, times out.
+
+It keeps every row and every column, stays lazy, and writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
+
+from w2v_ray.hub import absolute_model
+from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
+from w2v_ray.schema import ALIGNMENT, ERROR, SAMPLE_RATE_HZ
+from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig
+from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.segment_audio import SegmentAudioConfig
+
+__all__ = ["align"]
+
+_NAMES = ("words", "characters", "score", "ctc_loss", "loss_per_label", "duration_s")
+_ADDED = {name: ALIGNMENT.field(name).type for name in _NAMES} | {"error": ERROR}
+
+
+def align(
+    ds: Dataset,
+    *,
+    model: str,
+    text_column: str = "text",
+    revision: str | None = None,
+    audio_column: str | None = None,
+    prefix: str = "",
+    device: str = "auto",
+    attn_implementation: str = "sdpa",
+    dtype: str = "float32",
+    max_segment_seconds: float = 30.0,
+    rows_per_batch: int = 16,
+    num_encoders: int = 1,
+    num_cpus: float = 0.5,
+    encoder_threads: int | None = None,
+) -> Dataset:
+    """Adds to every row where the words of its text are in its audio, and how well the text fits.
+
+    Args:
+        ds: A Dataset with one recording per row, of an hour at most.
+        model: A folder or hub id with a CTC head.
+        text_column: The column with what is said.
+        revision: Branch, tag or commit of a hub id.
+        audio_column: The column with the audio, in the forms that ``transcribe`` takes.
+        prefix: Put before the names of the added columns.
+        device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
+            has a GPU.
+        attn_implementation: The attention kernel, "sdpa" or "eager".
+        dtype: Of weights and activations.
+        max_segment_seconds: The longest piece the encoder takes at once, in seconds; the text is aligned
+            with the whole recording all the same.
+        rows_per_batch: Rows that travel together; lower it for long recordings.
+        num_encoders: Encoder actors.
+        num_cpus: CPUs that each encoder actor reserves.
+        encoder_threads: CPU threads of each encoder; None: torch's default.
+
+    Returns:
+        The lazy Dataset with these columns more:
+            words: list of word, start_s, end_s, score, aligned: every word of the text in order; seconds
+                in the recording; aligned is false where a time was set between neighbours, as the
+                vocabulary does not have the characters.
+            characters: list of char, start_s, end_s, score, aligned.
+            score: in [0, 1], over all words; null where nothing was aligned.
+            ctc_loss: the negative logarithm of the probability of the text, in nats.
+            loss_per_label: the same for each token of the text: high where the text is wrong.
+            duration_s: length of the audio in seconds, null where it could not be decoded.
+            error: null, or stage, error_class and message of what failed; the others are null then.
+
+    Raises:
+        CheckpointError: The model's files cannot be found or read.
+        ConfigError: A setting is out of bounds. An audio or text column that is absent, or a column that is
+            to be added but is there already, raises it when the Dataset runs.
+    """
+    config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+    model = absolute_model(model)
+    encode = EncodeConfig(
+        model=model,
+        revision=revision,
+        device=choose_device(device),
+        attn_implementation=attn_implementation,
+        dtype=dtype,
+        num_threads=encoder_threads,
+    )
+    text = AlignTextConfig(
+        model=model, revision=revision, seconds_per_frame=config.hop_samples / SAMPLE_RATE_HZ
+    )
+    load = LoadRows(
+        caller="align",
+        added=tuple(prefix + name for name in _ADDED),
+        audio_column=audio_column,
+        text_column=text_column,
+        max_item_seconds=MAX_ITEM_SECONDS,
+        segment=SegmentAudioConfig(max_segment_seconds=max_segment_seconds),
+    )
+    ds = encode_rows(
+        ds, load, encode, rows_per_batch=rows_per_batch, num_encoders=num_encoders, num_cpus=num_cpus
+    )
+    return ds.map_batches(
+        _WriteRows,
+        fn_constructor_args=(text, prefix),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=min(0.25, num_cpus),
+        compute=ActorPoolStrategy(size=1),
+    )
+
+
+class _WriteRows:
+    """The alignment of each row's segments, beside the user's row."""
+
+    def __init__(self, config: AlignTextConfig, prefix: str) -> None:
+        self._align = AlignText(config)
+        self._prefix = prefix
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows, segments = split_rows(batch)
+        values: list[dict[str, Any]] = [dict.fromkeys(_ADDED) for _ in range(rows.num_rows)]
+        for item in self._align(segments).select(["item_index", *_ADDED]).to_pylist():
+            values[item["item_index"]] = item
+        return append_columns(rows, values, _ADDED.items(), self._prefix)

@@ -1,0 +1,204 @@
+"""The rows of somebody's own Dataset on their way through the encoder: each batch of them travels as one row.
+
+Audio is found in the forms that Datasets have it in, and everything else in a row is kept.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import soundfile
+from ray.data import ActorPoolStrategy, Dataset
+
+from w2v_ray.errors import AlignError, ConfigError, ItemError, ReadError
+from w2v_ray.packing import pack, unpack
+from w2v_ray.schema import ALIGNMENT, ERROR, ITEM, READ, error_value
+from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
+from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
+from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
+
+__all__ = ["AUDIO_COLUMNS", "LoadRows", "append_columns", "choose_device", "encode_rows", "split_rows"]
+
+# The names under which audio is looked for, where the caller does not say.
+AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "uri", "path", "amplitude")
+_RATE_COLUMNS = ("sampling_rate", "sample_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRows:
+    """A batch of the user's rows to one packed row: the rows as they are, and their audio as segments."""
+
+    caller: str
+    """The function that the user called."""
+    added: tuple[str, ...]
+    """The columns that it adds, with their prefix."""
+    audio_column: str | None
+    text_column: str | None = None
+    """The column whose text goes with the segments; None: none does."""
+    max_item_seconds: float = DecodeAudioConfig().max_item_seconds
+    segment: SegmentAudioConfig
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        for name in self.added:
+            if name in rows.column_names:
+                raise ConfigError(
+                    f"the Dataset has a column {name!r} already, which {self.caller}() would add; "
+                    f"rename it, or pass a prefix such as prefix='asr_'"
+                )
+        items = _items(rows, self.audio_column)
+        if self.text_column is not None:
+            items = _with_texts(items, rows, self.text_column)
+        decode = DecodeAudio(DecodeAudioConfig(max_item_seconds=self.max_item_seconds))
+        segments = SegmentAudio(self.segment)(decode(ReadAudio(ReadAudioConfig())(items)))
+        return _join(rows, segments)
+
+
+def choose_device(device: str) -> str:
+    """ "cuda" for "auto" where the running Ray has a GPU, and "cpu" where it has none."""
+    if device != "auto":
+        return device
+    gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0  # type: ignore[no-untyped-call]
+    return "cuda" if gpus else "cpu"
+
+
+def encode_rows(
+    ds: Dataset,
+    load: LoadRows,
+    config: EncodeConfig,
+    *,
+    rows_per_batch: int,
+    num_encoders: int,
+    num_cpus: float,
+) -> Dataset:
+    """The Dataset with a row for each batch: its rows and their encoded segments, for ``split_rows``."""
+    if rows_per_batch < 1:
+        raise ConfigError(f"rows_per_batch is {rows_per_batch}, expected at least 1; try 16")
+    ds = ds.map_batches(load, batch_size=rows_per_batch, batch_format="pyarrow")  # a batch: one row from here
+    return ds.map_batches(
+        _EncodeRows,
+        fn_constructor_args=(config,),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=num_cpus,
+        num_gpus=1 if config.device.startswith("cuda") else 0,
+        compute=ActorPoolStrategy(size=num_encoders),
+    )
+
+
+class _EncodeRows:
+    def __init__(self, config: EncodeConfig) -> None:
+        self._encode = Encode(config)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows, segments = split_rows(batch)
+        return _join(rows, self._encode(segments))
+
+
+def split_rows(batch: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The user's rows of a batch, and the segments of their audio, whose item_index counts these rows."""
+
+    def part(prefix: str) -> pa.Table:
+        names = [name for name in batch.column_names if name.startswith(prefix)]
+        return unpack(batch.select(names).rename_columns([name.removeprefix(prefix) for name in names]))
+
+    return part("row:"), part("segment:")
+
+
+def append_columns(
+    rows: pa.Table, values: list[dict[str, Any]], fields: Iterable[tuple[str, pa.DataType]], prefix: str
+) -> pa.Table:
+    """The rows with a column more for each field, from one dict of values a row."""
+    for name, type_ in fields:
+        rows = rows.append_column(prefix + name, pa.array([value[name] for value in values], type_))
+    return rows
+
+
+def _with_texts(items: pa.Table, rows: pa.Table, name: str) -> pa.Table:
+    """The items with their texts; those without one have failed."""
+    if name not in rows.column_names:
+        raise ConfigError(
+            f"the Dataset has no text column {name!r} (its columns are {', '.join(rows.column_names)}); "
+            "name it with text_column="
+        )
+    texts = rows.column(name).to_pylist()
+    errors = items.column("error").to_pylist()
+    for row, text in enumerate(texts):
+        if errors[row] is None and not isinstance(text, str):
+            problem: ItemError = AlignError(f"column {name!r} holds {text!r:.60}, expected text; fill it in")
+            errors[row] = error_value("align_text", problem)
+    texts = [text if isinstance(text, str) else None for text in texts]
+    items = items.append_column(ALIGNMENT.field("text"), pa.array(texts, pa.string()))
+    return items.set_column(items.column_names.index("error"), READ[1], pa.array(errors, ERROR))
+
+
+def _items(rows: pa.Table, audio_column: str | None) -> pa.Table:
+    """One item for each row, in the columns that read_audio takes; bytes that are given are in place."""
+    name = audio_column or next((n for n in AUDIO_COLUMNS if n in rows.column_names), None)
+    if name is None or name not in rows.column_names:
+        wanted = repr(audio_column) if audio_column else f"one of {', '.join(AUDIO_COLUMNS)}"
+        raise ConfigError(
+            f"the Dataset has no audio column {wanted} (its columns are {', '.join(rows.column_names)}); "
+            "name it with audio_column="
+        )
+    rate_column = next((n for n in _RATE_COLUMNS if n in rows.column_names), None)
+    rates = rows.column(rate_column).to_pylist() if rate_column else [None] * rows.num_rows
+    given: list[bytes | None] = []
+    uris: list[str] = []
+    errors: list[dict[str, str] | None] = []
+    for value, rate in zip(rows.column(name), rates, strict=True):
+        source, error = None, None
+        try:
+            source = _source(value.as_py(), rate)
+        except (TypeError, ValueError) as problem:
+            error = error_value("read_audio", ReadError(f"column {name!r}: {problem}"))
+        given.append(source if isinstance(source, bytes) else None)
+        uris.append(source if isinstance(source, str) else "")
+        errors.append(error)
+    indices = range(rows.num_rows)
+    items = pa.Table.from_pylist(
+        [{"item_index": i, "recording_id": str(i), "uri": uri} for i, uri in zip(indices, uris, strict=True)],
+        schema=ITEM,
+    )
+    items = items.append_column(READ[0], pa.array(given, READ[0].type))
+    return items.append_column(READ[1], pa.array(errors, ERROR))
+
+
+def _source(value: Any, rate: int | None) -> bytes | str:
+    """The encoded bytes of a value, or the place to read them from."""
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            return bytes(value["bytes"])
+        if value.get("array") is not None:
+            return _wav(value["array"], value.get("sampling_rate"))
+        value = value.get("path")
+    if isinstance(value, bytes | str) and value:
+        return value
+    if isinstance(value, list | np.ndarray):
+        return _wav(value, rate)
+    raise TypeError(
+        f"the value is {type(value).__name__} or empty, expected bytes, a path, an Audio struct or samples"
+    )
+
+
+def _wav(samples: Any, rate: int | None) -> bytes:
+    """Samples in a container of their own, so that arrays go the way of all audio."""
+    array = np.asarray(samples, np.float32)
+    if rate is None:
+        raise ValueError(f"samples without a rate; add a column {' or '.join(_RATE_COLUMNS)}")
+    file = io.BytesIO()
+    soundfile.write(file, array.T if array.ndim == 2 else array, int(rate), format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def _join(rows: pa.Table, segments: pa.Table) -> pa.Table:
+    packed_rows, packed_segments = pack(rows), pack(segments)
+    columns = {f"row:{name}": packed_rows.column(name) for name in rows.column_names}
+    columns |= {f"segment:{name}": packed_segments.column(name) for name in segments.column_names}
+    return pa.table(columns)
