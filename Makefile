@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-NATIVE := $(addprefix w2v_ray/text/,CMakeLists.txt _beam.cpp _align.hpp _ngram.hpp) # the C++ module, built again when these change
+NATIVE := cmake/CMakeLists.txt $(addprefix w2v_ray/text/,_beam.cpp _align.hpp _ngram.hpp) # the C++ module, built again when these change
 # The sanitizers' libraries come before Python; Python's own leaks at exit are not looked at.
 SANITIZED = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
@@ -53,7 +53,7 @@ fix: setup ## what ruff can mend by itself
 	$(BIN)/ruff format .
 
 sanitize: setup ## the native module's tests and five minutes of hostile input under ASan and UBSan (needs cmake)
-	cmake -S w2v_ray/text -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DW2V_RAY_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake -S cmake -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DW2V_RAY_SANITIZE=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	cmake --build build/sanitize
 	$(SANITIZED) pytest tests/text -p no:cacheprovider
 	$(SANITIZED) tests/native/fuzz_beam.py --minutes 5
