@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 Output = TypeVar("Output")
 
+_ONE_RECORDING = (str, bytes, bytearray, memoryview, PathLike, Mapping, np.ndarray, torch.Tensor)
 _LANGUAGE_MODEL = "alphabet.json"  # lies beside the n-grams of checkpoints that have them
 
 
@@ -211,11 +212,13 @@ class AutomaticSpeechRecognitionPipeline:
             return None
         if stride_length_s is None:
             stride_length_s = chunk_length_s / 6
-        left_s, right_s = (
-            (stride_length_s, stride_length_s)
-            if isinstance(stride_length_s, int | float)
-            else stride_length_s
-        )
+        if isinstance(stride_length_s, int | float):
+            stride_length_s = stride_length_s, stride_length_s
+        if len(stride_length_s) != 2:
+            raise ValueError(
+                f"stride_length_s is {stride_length_s!r}, expected seconds, or a pair of them: left and right"
+            )
+        left_s, right_s = stride_length_s
         rate, hop = self.feature_extractor.sampling_rate, self._hop
         length, left, right = (round(s * rate / hop) * hop for s in (chunk_length_s, left_s, right_s))
         if length <= left + right or min(left, right) < 0:
@@ -259,9 +262,12 @@ class AutomaticSpeechRecognitionPipeline:
         path = np.concatenate(paths)
         if not len(path):
             _refuse_short(sum(len(piece.samples) for piece in pieces))
-        result: dict[str, Any] = {"text": self.tokenizer.decode(path)}
-        if timestamps:
+        result: dict[str, Any] = {}
+        if not timestamps:
+            result["text"] = self.tokenizer.decode(path)
+        else:
             decoded = self.tokenizer.decode(path, **{f"output_{timestamps}_offsets": True})
+            result["text"] = decoded.text
             rate = self.feature_extractor.sampling_rate
             result["chunks"] = [
                 {
@@ -384,7 +390,7 @@ def _answer(
 
     if isinstance(inputs, list | tuple):
         return list(results(inputs))
-    if isinstance(inputs, str | bytes | bytearray | PathLike | Mapping | np.ndarray | torch.Tensor):
+    if isinstance(inputs, _ONE_RECORDING):
         return next(results([inputs]))
     return results(inputs)  # a generator, a dataset: whatever can be iterated
 
