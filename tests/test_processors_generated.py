@@ -15,6 +15,7 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers.utils import PaddingStrategy, TensorType
 
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
@@ -84,11 +85,11 @@ def assert_same(found: Any, expected: Any, atol: float) -> None:
 
 
 PADDING = {
-    "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad"]),
-    "max_length": st.integers(1, 40),
-    "pad_to_multiple_of": st.sampled_from([1, 2, 8]),
-    "return_attention_mask": st.booleans(),
-    "return_tensors": st.sampled_from(["np", "pt"]),
+    "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]),
+    "max_length": st.one_of(st.none(), st.integers(1, 40)),
+    "pad_to_multiple_of": st.sampled_from([None, 1, 2, 8]),
+    "return_attention_mask": st.sampled_from([None, True, False]),
+    "return_tensors": st.sampled_from([None, "np", "pt", TensorType.NUMPY, TensorType.PYTORCH]),
 }
 FOR_TEXT = {
     "padding_side": st.sampled_from(SIDES),

@@ -17,6 +17,8 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy, TensorType
 
 from w2v_ray.errors import CheckpointError, OutputError
 from w2v_ray.text import AddedToken, Wav2Vec2CTCTokenizer
@@ -38,6 +40,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "extra": (ODD, {"cls_token": "[CLS]", "extra_special_tokens": ["<e>"], "pad_token": "[PAD]"}),
     "sides": (ENGLISH, {"padding_side": "left", "truncation_side": "left", "model_max_length": 7}),
 }
+
+
+PADDING = [True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]
+TRUNCATION = [True, False, None, "longest_first", "only_first", "do_not_truncate", *TruncationStrategy]
+TENSORS = [None, "np", "pt", TensorType.NUMPY, TensorType.PYTORCH]
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +118,13 @@ def test_encoding_equals_the_oracles(pairs: dict[str, Any], kind: str, data: st.
         st.fixed_dictionaries(
             {},
             optional={
-                "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad"]),
-                "truncation": st.sampled_from(
-                    [True, False, None, "longest_first", "only_first", "do_not_truncate"]
-                ),
-                "max_length": st.integers(1, 12),
-                "pad_to_multiple_of": st.sampled_from([1, 2, 4]),
-                "padding_side": st.sampled_from(["left", "right"]),
-                "return_attention_mask": st.booleans(),
+                "padding": st.sampled_from(PADDING),
+                "truncation": st.sampled_from(TRUNCATION),
+                "max_length": st.one_of(st.none(), st.integers(1, 12)),
+                "pad_to_multiple_of": st.sampled_from([None, 1, 2, 4]),
+                "padding_side": st.sampled_from([None, "left", "right"]),
+                "return_attention_mask": st.sampled_from([None, True, False]),
+                "add_special_tokens": st.booleans(),
                 "return_token_type_ids": st.booleans(),
                 "return_special_tokens_mask": st.booleans(),
                 "return_length": st.booleans(),
@@ -153,16 +159,27 @@ def test_decoding_equals_the_oracles(pairs: dict[str, Any], kind: str, data: st.
             "output_word_offsets",
             "group_tokens",
             "spaces_between_special_tokens",
-            "clean_up_tokenization_spaces",
         )
     }
-    expected, found = theirs.decode(ids, **options), ours.decode(ids, **options)
-    if isinstance(expected, str):
+    options["clean_up_tokenization_spaces"] = data.draw(st.sampled_from([None, True, False]))
+    convert = data.draw(st.sampled_from([list, lambda row: np.array(row, int), torch.LongTensor]))
+    assert_same_reading(ours.decode(convert(ids), **options), theirs.decode(convert(ids), **options))
+    # Of rows without a token transformers has both offsets, whatever was asked for, and joins none of them.
+    rows = [[*ids, ours.encoder.get("a", 5)], [5, 5, 0, 6]][: data.draw(st.integers(1, 2))]
+    rows = [convert(row) for row in rows]
+    if not options["skip_special_tokens"]:
+        assert_same_reading(ours.batch_decode(rows, **options), theirs.batch_decode(rows, **options))
+
+
+def assert_same_reading(found: Any, expected: Any) -> None:
+    if isinstance(expected, str | list):
         assert found == expected
-    else:
-        assert found.text == expected.text
-        assert found.char_offsets == expected.char_offsets
-        assert found.word_offsets == expected.word_offsets
+        return
+    assert (found.text, found.char_offsets, found.word_offsets) == (
+        expected.text,
+        expected.get("char_offsets"),
+        expected.get("word_offsets"),
+    )
 
 
 @pytest.mark.parametrize("kind", ["english", "odd", "sides"])
@@ -195,10 +212,8 @@ def test_pairs_words_and_cuts_equal_the_oracles(
         st.fixed_dictionaries(
             {"is_split_into_words": st.just("word" in form)},
             optional={
-                "padding": st.sampled_from([True, "longest", "max_length"]),
-                "truncation": st.sampled_from(
-                    [True, None, "longest_first", "only_first", "only_second", "do_not_truncate"]
-                ),
+                "padding": st.sampled_from([True, "longest", "max_length", *PaddingStrategy]),
+                "truncation": st.sampled_from([*TRUNCATION, "only_second"]),
                 "max_length": st.integers(1, 12),
                 "stride": st.integers(0, 5),
                 "return_overflowing_tokens": st.booleans(),
@@ -206,7 +221,8 @@ def test_pairs_words_and_cuts_equal_the_oracles(
                 "return_token_type_ids": st.booleans(),
                 "return_special_tokens_mask": st.booleans(),
                 "return_length": st.booleans(),
-                "return_tensors": st.sampled_from(["np", "pt"]),
+                "return_attention_mask": st.sampled_from([None, True, False]),
+                "return_tensors": st.sampled_from(TENSORS),
             },
         )
     )
@@ -318,20 +334,45 @@ def test_padding_encodings_equals_the_oracles(pairs: dict[str, Any], data: st.Da
     theirs, ours = pairs[data.draw(st.sampled_from(["english", "sides"]))]
     row = st.lists(st.integers(0, 16), max_size=9)
     rows = data.draw(st.one_of(row, st.lists(row, min_size=1, max_size=4)))
-    as_list = bool(rows) and isinstance(rows[0], list) and data.draw(st.booleans())
-    given_ids: Any = [{"input_ids": ids} for ids in rows] if as_list else {"input_ids": rows}
+    several = bool(rows) and isinstance(rows[0], list)
+    columns: dict[str, Any] = {"input_ids": rows}
+    for name in data.draw(
+        st.sets(st.sampled_from(["attention_mask", "token_type_ids", "special_tokens_mask"]))
+    ):
+        columns[name] = [[1] * len(ids) for ids in rows] if several else [1] * len(rows)
+    given_ids: Any = columns
+    if several and data.draw(st.booleans()):
+        given_ids = [
+            dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+        ]
     options = {
-        "padding": data.draw(st.sampled_from([True, False, "longest", "max_length"])),
+        "padding": data.draw(st.sampled_from(PADDING)),
         "max_length": data.draw(st.one_of(st.none(), st.integers(1, 12))),
         "pad_to_multiple_of": data.draw(st.sampled_from([None, 4])),
         "padding_side": data.draw(st.sampled_from([None, "left", "right"])),
         "return_attention_mask": data.draw(st.sampled_from([None, True, False])),
     }
+    if "attention_mask" in columns:
+        options["return_attention_mask"] = True  # there it would be left unpadded otherwise
+    # Of a batch that begins with an empty row transformers makes a tensor without any token.
+    if several and rows[0]:
+        options["return_tensors"] = data.draw(st.sampled_from(TENSORS))
+    before = copy.deepcopy(given_ids)
+    try:
+        with logging_off():
+            expected = theirs.pad(copy.deepcopy(given_ids), verbose=False, **options)
+    except ValueError:
+        with logging_off(), pytest.raises(ValueError):
+            ours.pad(given_ids, **options)
+        return
     with logging_off():
-        expected = theirs.pad(json.loads(json.dumps(given_ids)), verbose=False, **options)
         found = ours.pad(given_ids, **options)
-    assert found["input_ids"] == expected["input_ids"]
-    assert found.get("attention_mask", []) == expected.get("attention_mask", [])
+    assert given_ids == before
+    if rows:  # of nothing transformers gives an empty mask, asked for or not
+        assert plain(found) == plain(expected)
+        assert {name: type(value) for name, value in found.items()} == {
+            name: type(value) for name, value in expected.items()
+        }
 
 
 def test_padding_gives_back_what_it_got(pairs: dict[str, Any]) -> None:
@@ -347,6 +388,12 @@ def test_padding_gives_back_what_it_got(pairs: dict[str, Any]) -> None:
     assert isinstance(ours.pad({"input_ids": np.array([[1, 2]])})["input_ids"], np.ndarray)
     with pytest.raises(ValueError, match="expected input_ids to pad"):
         ours.pad({"labels": [1]})
+    with pytest.raises(ValueError, match="labels has 1 rows, expected 2, as many as input_ids"):
+        ours.pad({"input_ids": [[1], [2, 3]], "labels": [[1]]})
+    with pytest.raises(
+        TypeError, match=r"padding has no option 'truncation'; it knows max_length, .* verbose"
+    ):
+        ours.pad(encodings, truncation=True)
 
 
 def test_adding_tokens_equals_the_oracles(tmp_path: Path) -> None:
@@ -514,6 +561,8 @@ def test_options_that_cannot_be_are_refused(pairs: dict[str, Any]) -> None:
     for options, reason in wrong:
         with pytest.raises(ValueError, match=reason):
             ours("SO", **options)
+    with pytest.raises(TypeError, match=r"the tokenizer has no option 'paddding'; it knows add_special_"):
+        ours("SO", paddding=True)
 
 
 def test_a_character_that_has_no_id_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""Added tokens, and the files of a tokenizer in every layout that transformers wrote, drawn and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2v_ray.text import AddedToken, Wav2Vec2CTCTokenizer
+
+ODD = {"<pad>": 0, "|": 1, "a": 2, "<unk>": 3, "sch": 4, " ": 5, "A": 9, "\u00e4": 7}  # gaps, a space, no <s>
+NESTED = {
+    "eng": {"[PAD]": 0, "|": 1, "a": 2, "[UNK]": 3, "b": 4},
+    "deu": {"[PAD]": 0, "|": 1, "sch": 2, "[UNK]": 3, "a": 4, "\u00e4": 5},
+}
+NAMES = ["bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "mask_token"]
+
+
+def facts(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer says of itself."""
+    return {
+        "vocab": tokenizer.get_vocab(),
+        "special": (tokenizer.all_special_tokens, tokenizer.all_special_ids),
+        "named": [getattr(tokenizer, name) for name in NAMES],
+        "added": {
+            index: (t.content, t.lstrip, t.rstrip, t.single_word, t.normalized, t.special)
+            for index, t in tokenizer.added_tokens_decoder.items()
+        },
+        "lower": tokenizer.do_lower_case,
+        "language": tokenizer.target_lang,
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_added_tokens_equal_the_oracles(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "added-vocab.json"
+    path.write_text(json.dumps(ODD))
+    theirs, ours = transformers.Wav2Vec2CTCTokenizer(str(path)), Wav2Vec2CTCTokenizer(path)
+    contents = st.sampled_from(["a", "wd", "w", "wda", "<x>", "sch", "\u00e9\u00e9", "a b"])
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    for content in data.draw(st.lists(contents, min_size=1, max_size=4, unique=True)):
+        flags = {name: data.draw(st.booleans(), label=name) for name in names}
+        added = [
+            tokenizer.add_tokens([kind(content, **flags)])
+            for tokenizer, kind in ((theirs, transformers.AddedToken), (ours, AddedToken))
+        ]
+        assert added[0] == added[1]
+    assert facts(ours) == facts(theirs)
+    pieces = ["a", "wd", "w", "wda", "<x>", "sch", "\u00e9", " ", "  ", "b", "<pad>"]
+    for text in data.draw(st.lists(st.lists(st.sampled_from(pieces), max_size=8).map("".join), max_size=3)):
+        assert ours.tokenize(text) == theirs.tokenize(text)
+        assert ours(text) == dict(theirs(text))
+    ids = data.draw(st.lists(st.integers(0, len(ours) + 1), max_size=8))
+    assert ours.decode(ids) == theirs.decode(ids)
+    folder = tmp_path_factory.getbasetemp() / "added"
+    for saved, loader in ((theirs, Wav2Vec2CTCTokenizer), (ours, transformers.Wav2Vec2CTCTokenizer)):
+        shutil.rmtree(folder, ignore_errors=True)
+        saved.save_pretrained(folder)
+        assert facts(loader.from_pretrained(folder)) == facts(saved)
+
+
+FLAGS = st.fixed_dictionaries(
+    {name: st.booleans() for name in ("single_word", "lstrip", "rstrip", "normalized")}
+)
+CONTENTS = st.sampled_from(["<s>", "</s>", "[PAD]", "[UNK]", "[CLS]", "a", "sch"])
+
+
+def write_layout(folder: Path, data: st.DataObject) -> None:
+    """A tokenizer's files as one of the older versions left them, or without some of them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    nested = data.draw(st.booleans(), label="nested")
+    vocabulary = NESTED if nested else data.draw(st.sampled_from([ODD, NESTED["eng"], NESTED["deu"]]))
+    names = data.draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=5))
+    tokens = {name: data.draw(CONTENTS) for name in names}
+    config: dict[str, Any] = {"do_lower_case": data.draw(st.booleans()), "word_delimiter_token": "|"}
+    if nested:
+        config["target_lang"] = data.draw(st.sampled_from(sorted(NESTED)))
+    config |= {name: token for name, token in tokens.items() if data.draw(st.booleans())}
+    files: dict[str, Any] = {"vocab.json": vocabulary, "tokenizer_config.json": config}
+    if data.draw(st.booleans(), label="special_tokens_map.json"):
+        files["special_tokens_map.json"] = {
+            name: {"content": token, **data.draw(FLAGS)} if data.draw(st.booleans()) else token
+            for name, token in tokens.items()
+        }
+    if data.draw(st.booleans(), label="added_tokens.json"):
+        beyond = data.draw(
+            st.lists(st.sampled_from(["<s>", "</s>", "yes", "[CLS]"]), unique=True, max_size=3)
+        )
+        files["added_tokens.json"] = {token: 12 + i for i, token in enumerate(beyond)}
+    if data.draw(st.booleans(), label="tokenizer_class"):
+        config["tokenizer_class"] = "Wav2Vec2CTCTokenizer"
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_older_layouts_load_and_save_as_in_the_oracle(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "layout"
+    write_layout(folder, data)
+    theirs = transformers.Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    ours = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    assert facts(ours) == facts(theirs)
+    text = data.draw(st.lists(st.sampled_from(["a", "sch", "yes", "<s>", " ", "b", "[PAD]"]), max_size=6))
+    assert ours.tokenize("".join(text)) == theirs.tokenize("".join(text))
+    ids = data.draw(st.lists(st.integers(0, 14), max_size=8))
+    assert ours.decode(ids) == theirs.decode(ids)
+    ours.save_pretrained(folder / "ours")
+    theirs.save_pretrained(folder / "theirs")
+    assert facts(transformers.Wav2Vec2CTCTokenizer.from_pretrained(folder / "ours")) == facts(ours)
+    assert facts(Wav2Vec2CTCTokenizer.from_pretrained(folder / "theirs")) == facts(ours)
