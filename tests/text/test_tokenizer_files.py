@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from w2v_ray.text import AddedToken, Wav2Vec2CTCTokenizer
 
 ODD = {"<pad>": 0, "|": 1, "a": 2, "<unk>": 3, "sch": 4, " ": 5, "A": 9, "\u00e4": 7}  # gaps, a space, no <s>
+SPACED = {token: index for index, token in enumerate(["<pad>", "|", "a", "<unk>", "sch", " ", "A", "\u00e4"])}
 NESTED = {
     "eng": {"[PAD]": 0, "|": 1, "a": 2, "[UNK]": 3, "b": 4},
     "deu": {"[PAD]": 0, "|": 1, "sch": 2, "[UNK]": 3, "a": 4, "\u00e4": 5},
@@ -37,6 +39,17 @@ def facts(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def saved_and_loaded(theirs: Any, ours: Wav2Vec2CTCTokenizer, folder: Path) -> dict[str, Any]:
+    """Each saves and both load each: what all four say of themselves, which has to be the same."""
+    said = []
+    for saved in (theirs, ours):
+        shutil.rmtree(folder, ignore_errors=True)
+        saved.save_pretrained(folder)
+        said += [facts(type(loader).from_pretrained(folder)) for loader in (theirs, ours)]
+    assert said[0] == said[1] == said[2] == said[3]
+    return said[0]
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_added_tokens_equal_the_oracles(
@@ -47,13 +60,11 @@ def test_added_tokens_equal_the_oracles(
     theirs, ours = transformers.Wav2Vec2CTCTokenizer(str(path)), Wav2Vec2CTCTokenizer(path)
     contents = st.sampled_from(["a", "wd", "w", "wda", "<x>", "sch", "\u00e9\u00e9", "a b"])
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    named = []
     for content in data.draw(st.lists(contents, min_size=1, max_size=4, unique=True)):
-        flags = {name: data.draw(st.booleans(), label=name) for name in names}
-        added = [
-            tokenizer.add_tokens([kind(content, **flags)])
-            for tokenizer, kind in ((theirs, transformers.AddedToken), (ours, AddedToken))
-        ]
-        assert added[0] == added[1]
+        named.append(AddedToken(content, **{name: data.draw(st.booleans(), label=name) for name in names}))
+        their_token = transformers.AddedToken(**asdict(named[-1]))
+        assert ours.add_tokens(named[-1:]) == theirs.add_tokens([their_token])
     assert facts(ours) == facts(theirs)
     pieces = ["a", "wd", "w", "wda", "<x>", "sch", "\u00e9", " ", "  ", "b", "<pad>"]
     for text in data.draw(st.lists(st.lists(st.sampled_from(pieces), max_size=8).map("".join), max_size=3)):
@@ -61,11 +72,10 @@ def test_added_tokens_equal_the_oracles(
         assert ours(text) == dict(theirs(text))
     ids = data.draw(st.lists(st.integers(0, len(ours) + 1), max_size=8))
     assert ours.decode(ids) == theirs.decode(ids)
-    folder = tmp_path_factory.getbasetemp() / "added"
-    for saved, loader in ((theirs, Wav2Vec2CTCTokenizer), (ours, transformers.Wav2Vec2CTCTokenizer)):
-        shutil.rmtree(folder, ignore_errors=True)
-        saved.save_pretrained(folder)
-        assert facts(loader.from_pretrained(folder)) == facts(saved)
+    loaded = saved_and_loaded(theirs, ours, tmp_path_factory.getbasetemp() / "added")
+    # Loading makes entries of several characters take white space again, whatever was said of them before.
+    if not any(token.content in ODD and len(token.content) > 1 for token in named):
+        assert loaded == facts(ours)
 
 
 FLAGS = st.fixed_dictionaries(
@@ -79,7 +89,7 @@ def write_layout(folder: Path, data: st.DataObject) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     nested = data.draw(st.booleans(), label="nested")
-    vocabulary = NESTED if nested else data.draw(st.sampled_from([ODD, NESTED["eng"], NESTED["deu"]]))
+    vocabulary = NESTED if nested else data.draw(st.sampled_from([SPACED, NESTED["eng"], NESTED["deu"]]))
     names = data.draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=5))
     tokens = {name: data.draw(CONTENTS) for name in names}
     config: dict[str, Any] = {"do_lower_case": data.draw(st.booleans()), "word_delimiter_token": "|"}
@@ -96,7 +106,9 @@ def write_layout(folder: Path, data: st.DataObject) -> None:
         beyond = data.draw(
             st.lists(st.sampled_from(["<s>", "</s>", "yes", "[CLS]"]), unique=True, max_size=3)
         )
-        files["added_tokens.json"] = {token: 12 + i for i, token in enumerate(beyond)}
+        # Numbered on from the vocabulary, as every version did: of other ids one may be given twice.
+        first = len(vocabulary[config["target_lang"]] if nested else vocabulary)
+        files["added_tokens.json"] = {token: first + i for i, token in enumerate(beyond)}
     if data.draw(st.booleans(), label="tokenizer_class"):
         config["tokenizer_class"] = "Wav2Vec2CTCTokenizer"
     for name, content in files.items():
@@ -117,7 +129,4 @@ def test_older_layouts_load_and_save_as_in_the_oracle(
     assert ours.tokenize("".join(text)) == theirs.tokenize("".join(text))
     ids = data.draw(st.lists(st.integers(0, 14), max_size=8))
     assert ours.decode(ids) == theirs.decode(ids)
-    ours.save_pretrained(folder / "ours")
-    theirs.save_pretrained(folder / "theirs")
-    assert facts(transformers.Wav2Vec2CTCTokenizer.from_pretrained(folder / "ours")) == facts(ours)
-    assert facts(Wav2Vec2CTCTokenizer.from_pretrained(folder / "theirs")) == facts(ours)
+    assert saved_and_loaded(theirs, ours, folder / "saved") == facts(ours)
