@@ -185,13 +185,10 @@ def pad_batch(
     """Pads one encoding, a batch or a list of encodings; arrays and tensors come back as such.
 
     Raises:
-        ValueError: There are no ``input_ids``, a column is of other rows, or as of ``make_batch``.
+        ValueError: There are no ``input_ids``, a column is of other rows, a row lacks what the first has,
+            or as of ``make_batch``.
     """
-    columns: Mapping[str, Any] = (
-        encoded
-        if isinstance(encoded, Mapping)
-        else {name: [row[name] for row in encoded] for name in (encoded[0] if encoded else {})}
-    )
+    columns = encoded if isinstance(encoded, Mapping) else _columns(encoded)
     if "input_ids" not in columns:
         raise ValueError(f"the encoding has {', '.join(columns) or 'nothing'}, expected input_ids to pad")
     ids = columns["input_ids"]
@@ -209,6 +206,18 @@ def pad_batch(
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rows = _padded(rows, lengths, options, rules, one_row=False)
     return _to_arrays({name: [row[name] for row in rows] for name in rows[0]}, kind)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    names = list(rows[0]) if rows else []
+    for index, row in enumerate(rows):
+        for name in names:
+            if name not in row:
+                raise ValueError(
+                    f"encoding {index} has no {name}, expected {', '.join(names)} as in the first; "
+                    "encode all with the same options"
+                )
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def plain(value: Any) -> Any:
