@@ -55,7 +55,7 @@ class Wav2Vec2CTCTokenizer:
         replace_word_delimiter_char: What the delimiter is read back as.
         do_lower_case: Whether texts are raised to the vocabulary's capitals, and lowered when read back.
         target_lang: Which language of a nested vocabulary to use.
-        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens.
+        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens, with names or not.
         added_tokens_decoder: Tokens that texts are cut at, by id.
         model_max_length: The longest row in tokens; null: no limit.
         padding_side, truncation_side: ``right`` or ``left``.
@@ -82,7 +82,7 @@ class Wav2Vec2CTCTokenizer:
         sep_token: str | None = None,
         cls_token: str | None = None,
         mask_token: str | None = None,
-        extra_special_tokens: Sequence[str] = (),
+        extra_special_tokens: Sequence[str] | Mapping[str, str] = (),
         added_tokens_decoder: Mapping[int, AddedToken] | None = None,
         model_max_length: float | None = None,
         padding_side: str = "right",
@@ -93,7 +93,8 @@ class Wav2Vec2CTCTokenizer:
         self.sep_token, self.cls_token, self.mask_token = sep_token, cls_token, mask_token
         self.pad_token = pad_token
         self.word_delimiter_token = word_delimiter_token
-        self.extra_special_tokens = list(extra_special_tokens)
+        extra = extra_special_tokens
+        self.extra_special_tokens = list(extra.values() if isinstance(extra, Mapping) else extra)
         self.replace_word_delimiter_char = replace_word_delimiter_char
         self.do_lower_case = do_lower_case
         self.model_max_length = _NO_MAX_LENGTH if model_max_length is None else model_max_length
@@ -270,7 +271,7 @@ class Wav2Vec2CTCTokenizer:
             if name in SPECIAL_TOKENS and isinstance(value, str):
                 setattr(self, name, value)
                 added.append(value)
-            elif name == "extra_special_tokens" and not isinstance(value, str):
+            elif name == "extra_special_tokens" and not isinstance(value, str | Mapping):
                 self.extra_special_tokens = list(value) or self.extra_special_tokens
                 added += value
             else:
