@@ -42,8 +42,10 @@ def assert_same(found: Any, expected: Any) -> None:
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
-        "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]),
-        "max_length": st.one_of(st.none(), st.integers(1, 40)),
+        "padding": st.sampled_from(
+            [True, True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]
+        ),
+        "max_length": st.one_of(st.integers(1, 40), st.integers(1, 40), st.none()),
         "truncation": st.booleans(),
         "pad_to_multiple_of": st.sampled_from([None, 1, 8, 10]),
         "return_attention_mask": st.sampled_from([None, True, False]),
@@ -56,7 +58,7 @@ OPTIONS = st.fixed_dictionaries(
 @given(
     lengths=st.lists(st.integers(2, 50), min_size=1, max_size=4),
     form=st.sampled_from(["float32", "float64", "lists", "one", "one list", "array", "float64 array"]),
-    rate=st.sampled_from([None, RATE, RATE, 8000]),
+    rate=st.sampled_from([None, RATE, RATE, RATE, RATE, 8000]),
     setting=st.fixed_dictionaries(
         {
             "do_normalize": st.booleans(),
@@ -99,7 +101,7 @@ def test_calls_equal_the_oracles(
         np.testing.assert_array_equal(row, wave)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1400, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     mask=st.booleans(),
@@ -190,6 +192,7 @@ def test_what_cannot_be_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     for features, reason in (
         ({"labels": [[1]]}, "the features have labels, expected input_values"),
         ({"input_values": [[1.0]], "attention_mask": []}, "columns of different lengths"),
+        ([{"input_values": [1.0]}, {}], "row 1 of the features has no input_values, expected input_values"),
     ):
         with pytest.raises(ValueError, match=reason):
             extractor.pad(features)
