@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from w2v_ray.audio.fbank import FRAME_SHIFT
 from w2v_ray.audio.recordings import read_recording
-from w2v_ray.errors import ConfigError, TooShortError
+from w2v_ray.errors import ConfigError, EmptyAudioError, TooShortError
 from w2v_ray.hub import checkpoint_file
 from w2v_ray.models.auto import AutoModelForAudioClassification, AutoModelForCTC
 from w2v_ray.processors import AutoFeatureExtractor, AutoTokenizer
@@ -437,6 +437,8 @@ def _device(device: int | str | torch.device | None) -> torch.device:
 
 
 def _refuse_short(num_samples: int) -> NoReturn:
+    if not num_samples:
+        raise EmptyAudioError("the recording has no samples, expected at least one frame; leave it out")
     raise TooShortError(
         f"the recording has {num_samples} samples, too few for one frame of the model; leave it out"
     )
