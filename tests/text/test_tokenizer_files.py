@@ -288,7 +288,7 @@ def test_languages_change_as_in_the_oracle(tmp_path: Path) -> None:
         (
             ENGLISH,
             {"extra_special_tokens": "<e>"},
-            "extra_special_tokens '<e>', expected a list or an object",
+            "extra_special_tokens '<e>', expected list or dict",
         ),
         (ENGLISH, {"added_tokens_decoder": []}, "says added_tokens_decoder"),
         (

@@ -55,7 +55,7 @@ class Wav2Vec2CTCTokenizer:
         replace_word_delimiter_char: What the delimiter is read back as.
         do_lower_case: Whether texts are raised to the vocabulary's capitals, and lowered when read back.
         target_lang: Which language of a nested vocabulary to use.
-        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens, with names or not.
+        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens; names are not kept.
         added_tokens_decoder: Tokens that texts are cut at, by id.
         model_max_length: The longest row in tokens; null: no limit.
         padding_side, truncation_side: ``right`` or ``left``.

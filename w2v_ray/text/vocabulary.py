@@ -203,7 +203,7 @@ def _extra_tokens(raw: Mapping[str, Any], path: Path | None) -> list[str]:
     """Further special tokens: first those with names, as transformers 5 orders them."""
     for name, types in _EXTRA_TOKENS.items():
         if not isinstance(raw.get(name), (*types, type(None))):
-            expected = " or ".join({list: "a list", dict: "an object"}[kind] for kind in types)
+            expected = " or ".join(kind.__name__ for kind in types)
             raise CheckpointError(f"{path} says {name} {raw[name]!r}, expected {expected}; correct the file")
     extra, specific = raw.get("extra_special_tokens"), raw.get("model_specific_special_tokens")
     named = extra if isinstance(extra, dict) else {}
