@@ -74,7 +74,7 @@ def in_form(form: str, rows: list[np.ndarray]) -> tuple[Any, list[np.ndarray]]:
     }[form], rows
 
 
-@settings(max_examples=1400, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(
     lengths=st.lists(st.integers(560, 2400), min_size=1, max_size=3),
     form=st.sampled_from(FORMS),
