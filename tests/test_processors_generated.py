@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import warnings
@@ -15,6 +16,7 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from transformers.utils import PaddingStrategy, TensorType
 
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
@@ -25,10 +27,11 @@ RATE = 16_000
 VOCABULARY = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINSHRDLU'"])}
 FAMILIES = ["wav2vec2", "wav2vec2-bert"]
 SIDES = ["right", "left"]
+STRIDES = [2, 3]  # mel frames of a step; none of wav2vec 2.0
 
 
-class Pairs(dict[tuple[str, str], tuple[Any, Any]]):
-    """The oracle's processor and ours, by family and the tokenizer's side of padding."""
+class Pairs(dict[tuple[str, str, int], tuple[Any, Any]]):
+    """The oracle's processor and ours, by family, the tokenizer's side of padding and the stride."""
 
     def __repr__(self) -> str:
         return "Pairs()"  # hypothesis shows the arguments of what failed, and these are long
@@ -39,22 +42,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     path = tmp_path_factory.mktemp("vocabulary") / "given-vocab.json"
     path.write_text(json.dumps(VOCABULARY))
     made = Pairs()
-    for side in SIDES:
+    for side, stride in itertools.product(SIDES, STRIDES):
         tokenizers = (
             transformers.Wav2Vec2CTCTokenizer(str(path), padding_side=side, truncation_side=side),
             Wav2Vec2CTCTokenizer(path, padding_side=side, truncation_side=side),
         )
-        made["wav2vec2", side] = (
+        made["wav2vec2", side, stride] = (
             transformers.Wav2Vec2Processor(
                 transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizers[0]
             ),
             Wav2Vec2Processor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizers[1]),
         )
-        made["wav2vec2-bert", side] = (
+        made["wav2vec2-bert", side, stride] = (
             transformers.Wav2Vec2BertProcessor(
-                transformers.SeamlessM4TFeatureExtractor(padding_value=1), tokenizers[0]
+                transformers.SeamlessM4TFeatureExtractor(padding_value=1, stride=stride), tokenizers[0]
             ),
-            Wav2Vec2BertProcessor(SeamlessM4TFeatureExtractor(padding_value=1), tokenizers[1]),
+            Wav2Vec2BertProcessor(SeamlessM4TFeatureExtractor(padding_value=1, stride=stride), tokenizers[1]),
         )
     return made
 
@@ -84,11 +87,11 @@ def assert_same(found: Any, expected: Any, atol: float) -> None:
 
 
 PADDING = {
-    "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad"]),
-    "max_length": st.integers(1, 40),
-    "pad_to_multiple_of": st.sampled_from([1, 2, 8]),
-    "return_attention_mask": st.booleans(),
-    "return_tensors": st.sampled_from(["np", "pt"]),
+    "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]),
+    "max_length": st.one_of(st.none(), st.integers(1, 40)),
+    "pad_to_multiple_of": st.sampled_from([None, 1, 2, 8]),
+    "return_attention_mask": st.sampled_from([None, True, False]),
+    "return_tensors": st.sampled_from([None, "np", "pt", TensorType.NUMPY, TensorType.PYTORCH]),
 }
 FOR_TEXT = {
     "padding_side": st.sampled_from(SIDES),
@@ -96,6 +99,7 @@ FOR_TEXT = {
     "return_special_tokens_mask": st.booleans(),
     "return_token_type_ids": st.booleans(),
     "add_special_tokens": st.booleans(),
+    "stride": st.integers(0, 3),  # of what is cut off, which is not asked for
 }
 
 
@@ -120,25 +124,31 @@ def ragged_without_enforcement(error: ValueError) -> bool:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1450, deadline=None)
 @given(
     side=st.sampled_from(SIDES),
+    stride=st.sampled_from(STRIDES),
     lengths=st.lists(st.integers(0, 1400), min_size=1, max_size=3),
     # None is empty: of a batch that begins with an empty row transformers makes a tensor without any token.
     texts=st.lists(st.text("ETAO ' <s>\u00e9", min_size=1, max_size=9), min_size=1, max_size=3),
     what=st.sampled_from(["audio", "text", "both", "one audio", "one text", "one of both"]),
+    second=st.sampled_from([None, None, "text_kwargs", "beside"]),
+    rate=st.sampled_from([None, *[RATE] * 10, 8000]),
     options=calls(),
 )
 def test_calls_equal_the_oracles(
     pairs: Pairs,
     family: str,
     side: str,
+    stride: int,
     lengths: list[int],
     texts: list[str],
     what: str,
+    second: str | None,
+    rate: int | None,
     options: dict[str, Any],
 ) -> None:
-    theirs, ours = pairs[family, side]
+    theirs, ours = pairs[family, side, stride]
     shortest = 3 if family == "wav2vec2" else 560
     generator = np.random.default_rng(0)
     waves = [
@@ -150,9 +160,14 @@ def test_calls_equal_the_oracles(
         waves = [wave[: 3 + len(wave) // 30] for wave in waves]
     one = what.startswith("one")
     if "audio" in what or "both" in what:
-        options["audio"], options["sampling_rate"] = (waves[0] if one else waves), RATE
+        options["audio"] = waves[0] if one else waves
+        if rate is not None:
+            options["sampling_rate"] = rate
     if "text" in what or "both" in what:
         options["text"] = texts[0] if one else texts
+        if second is not None:
+            where = options if second == "beside" else options.setdefault("text_kwargs", {})
+            where["text_pair"] = texts[-1] if one else texts[::-1]
     try:
         with quietly():
             expected = theirs(**options)
@@ -167,7 +182,7 @@ def test_calls_equal_the_oracles(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1250, deadline=None)
 @given(
     side=st.sampled_from(SIDES),
     lengths=st.lists(st.integers(1, 12), max_size=4),
@@ -185,7 +200,7 @@ def test_padding_equals_the_oracles(
     options: dict[str, Any],
 ) -> None:
     assume(lengths or labels)
-    theirs, ours = pairs[family, side]
+    theirs, ours = pairs[family, side, 2]
     name, shape = ("input_values", ()) if family == "wav2vec2" else ("input_features", (5,))
     generator = np.random.default_rng(0)
     features = [{name: convert(generator.normal(size=(n, *shape)).astype("float32"))} for n in lengths]
@@ -209,7 +224,7 @@ def json_copy(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=1020, deadline=None)
 @given(
     paths=st.lists(st.lists(st.integers(0, 19), max_size=12), min_size=1, max_size=3),
     names=st.sets(
@@ -226,7 +241,7 @@ def json_copy(batch: dict[str, Any]) -> dict[str, Any]:
 def test_paths_are_read_as_by_the_oracle(
     pairs: Pairs, family: str, paths: list[list[int]], names: set[str]
 ) -> None:
-    theirs, ours = pairs[family, "right"]
+    theirs, ours = pairs[family, "right", 2]
     options = dict.fromkeys(names, True)
     letters = [[*path, 6] for path in paths]  # transformers cannot join the offsets of a path of none
     for expected, found in (

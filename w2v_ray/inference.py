@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from w2v_ray.audio.fbank import FRAME_SHIFT
 from w2v_ray.audio.recordings import read_recording
-from w2v_ray.errors import ConfigError, TooShortError
+from w2v_ray.errors import ConfigError, EmptyAudioError, TooShortError
 from w2v_ray.hub import checkpoint_file
 from w2v_ray.models.auto import AutoModelForAudioClassification, AutoModelForCTC
 from w2v_ray.processors import AutoFeatureExtractor, AutoTokenizer
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 Output = TypeVar("Output")
 
+_ONE_RECORDING = (str, bytes, bytearray, memoryview, PathLike, Mapping, np.ndarray, torch.Tensor)
 _LANGUAGE_MODEL = "alphabet.json"  # lies beside the n-grams of checkpoints that have them
 
 
@@ -211,11 +212,13 @@ class AutomaticSpeechRecognitionPipeline:
             return None
         if stride_length_s is None:
             stride_length_s = chunk_length_s / 6
-        left_s, right_s = (
-            (stride_length_s, stride_length_s)
-            if isinstance(stride_length_s, int | float)
-            else stride_length_s
-        )
+        if isinstance(stride_length_s, int | float):
+            stride_length_s = stride_length_s, stride_length_s
+        if len(stride_length_s) != 2:
+            raise ValueError(
+                f"stride_length_s is {stride_length_s!r}, expected seconds, or a pair of them: left and right"
+            )
+        left_s, right_s = stride_length_s
         rate, hop = self.feature_extractor.sampling_rate, self._hop
         length, left, right = (round(s * rate / hop) * hop for s in (chunk_length_s, left_s, right_s))
         if length <= left + right or min(left, right) < 0:
@@ -259,9 +262,12 @@ class AutomaticSpeechRecognitionPipeline:
         path = np.concatenate(paths)
         if not len(path):
             _refuse_short(sum(len(piece.samples) for piece in pieces))
-        result: dict[str, Any] = {"text": self.tokenizer.decode(path)}
-        if timestamps:
+        result: dict[str, Any] = {}
+        if not timestamps:
+            result["text"] = self.tokenizer.decode(path)
+        else:
             decoded = self.tokenizer.decode(path, **{f"output_{timestamps}_offsets": True})
+            result["text"] = decoded.text
             rate = self.feature_extractor.sampling_rate
             result["chunks"] = [
                 {
@@ -384,7 +390,7 @@ def _answer(
 
     if isinstance(inputs, list | tuple):
         return list(results(inputs))
-    if isinstance(inputs, str | bytes | bytearray | PathLike | Mapping | np.ndarray | torch.Tensor):
+    if isinstance(inputs, _ONE_RECORDING):
         return next(results([inputs]))
     return results(inputs)  # a generator, a dataset: whatever can be iterated
 
@@ -431,6 +437,8 @@ def _device(device: int | str | torch.device | None) -> torch.device:
 
 
 def _refuse_short(num_samples: int) -> NoReturn:
+    if not num_samples:
+        raise EmptyAudioError("the recording has no samples, expected at least one frame; leave it out")
     raise TooShortError(
         f"the recording has {num_samples} samples, too few for one frame of the model; leave it out"
     )

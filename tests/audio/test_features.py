@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils import PaddingStrategy, TensorType
 
 from w2v_ray.audio.features import BatchFeature, Wav2Vec2FeatureExtractor, zero_mean_unit_variance
 from w2v_ray.errors import CheckpointError, EmptyAudioError, OutputError
@@ -40,53 +42,66 @@ def assert_same(found: Any, expected: Any) -> None:
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
-        "padding": st.sampled_from([True, False, "longest", "max_length", "do_not_pad"]),
-        "max_length": st.integers(1, 40),
+        "padding": st.sampled_from(
+            [True, True, False, "longest", "max_length", "do_not_pad", *PaddingStrategy]
+        ),
+        "max_length": st.one_of(st.integers(1, 40), st.integers(1, 40), st.none()),
         "truncation": st.booleans(),
-        "pad_to_multiple_of": st.sampled_from([1, 8, 10]),
-        "return_attention_mask": st.booleans(),
-        "return_tensors": st.sampled_from(["np", "pt"]),
+        "pad_to_multiple_of": st.sampled_from([None, 1, 8, 10]),
+        "return_attention_mask": st.sampled_from([None, True, False]),
+        "return_tensors": st.sampled_from([None, "np", "pt", TensorType.NUMPY, TensorType.PYTORCH]),
     },
 )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1600, deadline=None)  # some that transformers cannot stack are not compared
 @given(
     lengths=st.lists(st.integers(2, 50), min_size=1, max_size=4),
-    form=st.sampled_from(["float32", "float64", "lists", "one", "array"]),
+    form=st.sampled_from(["float32", "float64", "lists", "one", "one list", "array", "float64 array"]),
+    rate=st.sampled_from([None, RATE, RATE, RATE, RATE, 8000]),
     setting=st.fixed_dictionaries(
         {
             "do_normalize": st.booleans(),
             "return_attention_mask": st.booleans(),
             "padding_value": st.sampled_from([0.0, -1.5]),
+            "feature_size": st.sampled_from([1, 1, 1, 2]),
         }
     ),
     options=OPTIONS,
 )
-def test_calls_equal_the_oracles(lengths: list[int], form: str, setting: dict, options: dict) -> None:
+def test_calls_equal_the_oracles(
+    lengths: list[int], form: str, rate: int | None, setting: dict, options: dict
+) -> None:
     theirs, ours = (
         cls(**setting) for cls in (transformers.Wav2Vec2FeatureExtractor, Wav2Vec2FeatureExtractor)
     )
-    audio: Any = waves(lengths, dtype="float64" if form == "float64" else "float32")
+    audio: Any = waves(lengths, dtype="float64" if "float64" in form else "float32")
+    if setting["feature_size"] == 2:
+        form = "float32"
+        audio = [np.stack([wave, wave**2], axis=1) for wave in audio]
     if form == "lists":
         audio = [wave.tolist() for wave in audio]
-    elif form == "one":
-        audio = audio[0]
-    elif form == "array":
+    elif form.startswith("one"):
+        audio = audio[0].tolist() if form == "one list" else audio[0]
+    elif "array" in form:
         audio = np.stack([audio[0]] * len(lengths))
+    options = options | ({} if rate is None else {"sampling_rate": rate})
+    before = copy.deepcopy(audio)
     try:
-        expected = theirs(audio, sampling_rate=RATE, **options)
+        expected = theirs(audio, **options)
     except ValueError as error:
         # Rows beyond an unenforced max_length stay ragged: no mask array can be made of them there.
         if "setting an array element" in str(error):
             return
         with pytest.raises(ValueError):
-            ours(audio, sampling_rate=RATE, **options)
+            ours(audio, **options)
         return
-    assert_same(ours(audio, sampling_rate=RATE, **options), expected)
+    assert_same(ours(audio, **options), expected)
+    for row, wave in zip(audio, before, strict=True):  # what was passed is left as it was
+        np.testing.assert_array_equal(row, wave)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1400, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     mask=st.booleans(),
@@ -177,6 +192,7 @@ def test_what_cannot_be_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     for features, reason in (
         ({"labels": [[1]]}, "the features have labels, expected input_values"),
         ({"input_values": [[1.0]], "attention_mask": []}, "columns of different lengths"),
+        ([{"input_values": [1.0]}, {}], "row 1 of the features has no input_values, expected input_values"),
     ):
         with pytest.raises(ValueError, match=reason):
             extractor.pad(features)

@@ -104,13 +104,9 @@ def pad_features(
     """Pads columns of rows, or a list of rows: the main input and its mask; other columns are passed on.
 
     Raises:
-        ValueError: There is no main input, or as of calling the extractor.
+        ValueError: There is no main input, a row lacks what the first has, or as of calling the extractor.
     """
-    columns: Mapping[str, Any] = (
-        features
-        if isinstance(features, Mapping)
-        else {name: [row[name] for row in features] for name in (features[0] if features else {})}
-    )
+    columns = features if isinstance(features, Mapping) else _columns(features)
     if main not in columns:
         raise ValueError(f"the features have {', '.join(columns) or 'nothing'}, expected {main} to pad")
     values = columns[main]
@@ -133,6 +129,18 @@ def pad_features(
     elif return_attention_mask:
         padded["attention_mask"] = [fill(np.ones(n, np.int32), length, 0) for n in lengths]
     return convert(padded, return_tensors)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    names = list(rows[0]) if rows else []
+    for index, row in enumerate(rows):
+        for name in names:
+            if name not in row:
+                raise ValueError(
+                    f"row {index} of the features has no {name}, expected {', '.join(names)} as in the "
+                    "first; make all with the same options"
+                )
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def convert(features: BatchFeature, return_tensors: str | None) -> BatchFeature:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from w2v_ray.text.rows import Row, cut
 
-__all__ = ["BatchEncoding", "BatchOptions", "BatchRules", "make_batch", "pad_batch", "plain"]
+__all__ = ["BatchEncoding", "BatchOptions", "BatchRules", "make_batch", "make_options", "pad_batch", "plain"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,34 @@ class BatchOptions:
             )
 
 
+_FOR_PADDING = frozenset(
+    {
+        "padding",
+        "max_length",
+        "pad_to_multiple_of",
+        "padding_side",
+        "return_attention_mask",
+        "return_tensors",
+        "verbose",
+    }
+)
+
+
+def make_options(given: Mapping[str, Any], *, to_pad: bool = False) -> BatchOptions:
+    """The options of a call, or with ``to_pad`` of padding what is encoded already.
+
+    Raises:
+        TypeError: There is no such option.
+        ValueError: It has no such value.
+    """
+    known = _FOR_PADDING if to_pad else {field.name for field in fields(BatchOptions)}
+    for name in given:
+        if name not in known:
+            what = "padding" if to_pad else "the tokenizer"
+            raise TypeError(f"{what} has no option {name!r}; it knows {', '.join(sorted(known))}")
+    return BatchOptions(**given)
+
+
 @dataclass(frozen=True, slots=True)
 class BatchRules:
     """What the tokenizer says about batches."""
@@ -157,13 +185,10 @@ def pad_batch(
     """Pads one encoding, a batch or a list of encodings; arrays and tensors come back as such.
 
     Raises:
-        ValueError: There are no ``input_ids``, or as of ``make_batch``.
+        ValueError: There are no ``input_ids``, a column is of other rows, a row lacks what the first has,
+            or as of ``make_batch``.
     """
-    columns: Mapping[str, Any] = (
-        encoded
-        if isinstance(encoded, Mapping)
-        else {name: [row[name] for row in encoded] for name in (encoded[0] if encoded else {})}
-    )
+    columns = encoded if isinstance(encoded, Mapping) else _columns(encoded)
     if "input_ids" not in columns:
         raise ValueError(f"the encoding has {', '.join(columns) or 'nothing'}, expected input_ids to pad")
     ids = columns["input_ids"]
@@ -173,9 +198,26 @@ def pad_batch(
     one_row = not columns["input_ids"] or not isinstance(columns["input_ids"][0], list)
     if one_row:
         return _to_arrays(_padded([dict(columns)], lengths, options, rules, one_row=True)[0], kind)
+    for name, column in columns.items():
+        if len(column) != len(columns["input_ids"]):
+            raise ValueError(
+                f"{name} has {len(column)} rows, expected {len(columns['input_ids'])}, as many as input_ids"
+            )
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rows = _padded(rows, lengths, options, rules, one_row=False)
     return _to_arrays({name: [row[name] for row in rows] for name in rows[0]}, kind)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    names = list(rows[0]) if rows else []
+    for index, row in enumerate(rows):
+        for name in names:
+            if name not in row:
+                raise ValueError(
+                    f"encoding {index} has no {name}, expected {', '.join(names)} as in the first; "
+                    "encode all with the same options"
+                )
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from w2v_ray.errors import CheckpointError, OutputError
 from w2v_ray.hub import checkpoint_file, upload_saved
 from w2v_ray.text.added import AddedToken, AddedTokens
-from w2v_ray.text.batch import BatchEncoding, BatchOptions, BatchRules, make_batch, pad_batch, plain
+from w2v_ray.text.batch import BatchEncoding, BatchRules, make_batch, make_options, pad_batch, plain
 from w2v_ray.text.rows import read_rows
 from w2v_ray.text.vocabulary import (
     SETTINGS,
@@ -55,7 +55,7 @@ class Wav2Vec2CTCTokenizer:
         replace_word_delimiter_char: What the delimiter is read back as.
         do_lower_case: Whether texts are raised to the vocabulary's capitals, and lowered when read back.
         target_lang: Which language of a nested vocabulary to use.
-        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens.
+        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens; names are not kept.
         added_tokens_decoder: Tokens that texts are cut at, by id.
         model_max_length: The longest row in tokens; null: no limit.
         padding_side, truncation_side: ``right`` or ``left``.
@@ -82,7 +82,7 @@ class Wav2Vec2CTCTokenizer:
         sep_token: str | None = None,
         cls_token: str | None = None,
         mask_token: str | None = None,
-        extra_special_tokens: Sequence[str] = (),
+        extra_special_tokens: Sequence[str] | Mapping[str, str] = (),
         added_tokens_decoder: Mapping[int, AddedToken] | None = None,
         model_max_length: float | None = None,
         padding_side: str = "right",
@@ -93,7 +93,8 @@ class Wav2Vec2CTCTokenizer:
         self.sep_token, self.cls_token, self.mask_token = sep_token, cls_token, mask_token
         self.pad_token = pad_token
         self.word_delimiter_token = word_delimiter_token
-        self.extra_special_tokens = list(extra_special_tokens)
+        extra = extra_special_tokens
+        self.extra_special_tokens = list(extra.values() if isinstance(extra, Mapping) else extra)
         self.replace_word_delimiter_char = replace_word_delimiter_char
         self.do_lower_case = do_lower_case
         self.model_max_length = _NO_MAX_LENGTH if model_max_length is None else model_max_length
@@ -248,8 +249,8 @@ class Wav2Vec2CTCTokenizer:
         """The token of an id, or of each; ids beyond the vocabulary are the unknown token."""
         if isinstance(ids, int):
             return self._token_of(ids)
-        skipped = self.all_special_ids if skip_special_tokens else []
-        return [self._token_of(int(index)) for index in ids if int(index) not in skipped]
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._token_of(index) for index in map(int, ids) if index not in skipped]
 
     def add_tokens(
         self, new_tokens: str | AddedToken | Sequence[str | AddedToken], special_tokens: bool = False
@@ -270,7 +271,7 @@ class Wav2Vec2CTCTokenizer:
             if name in SPECIAL_TOKENS and isinstance(value, str):
                 setattr(self, name, value)
                 added.append(value)
-            elif name == "extra_special_tokens" and not isinstance(value, str):
+            elif name == "extra_special_tokens" and not isinstance(value, str | Mapping):
                 self.extra_special_tokens = list(value) or self.extra_special_tokens
                 added += value
             else:
@@ -331,10 +332,11 @@ class Wav2Vec2CTCTokenizer:
             and no batch axis for a text alone unless as arrays or tensors.
 
         Raises:
+            TypeError: There is no such option.
             ValueError: A character is not in the vocabulary and neither is ``unk_token``; options contradict
                 each other; or rows of different lengths were asked for as tensors.
         """
-        chosen = BatchOptions(**options)
+        chosen = make_options(options)
 
         def encode(texts: Any, pairs: Any) -> BatchEncoding:
             rows, one_row = read_rows(texts, pairs, self._spell, is_split_into_words)
@@ -349,9 +351,9 @@ class Wav2Vec2CTCTokenizer:
             encoded["labels"] = encode(text_target, text_pair_target)["input_ids"]
         return encoded
 
-    def encode(self, text: str | Sequence[Any], **options: Any) -> Any:
+    def encode(self, text: str | Sequence[Any], text_pair: Any = None, **options: Any) -> Any:
         """The ids of a text; options and errors as of calling the tokenizer."""
-        return self(text, **options)["input_ids"]
+        return self(text, text_pair, **options)["input_ids"]
 
     def pad(
         self,
@@ -366,9 +368,10 @@ class Wav2Vec2CTCTokenizer:
             padding, options: Fields of BatchOptions, those that concern padding.
 
         Raises:
+            TypeError: An option does not concern padding.
             ValueError: There are no ``input_ids``, or as of calling the tokenizer.
         """
-        return pad_batch(encoded, BatchOptions(padding=padding, **options), self._rules())
+        return pad_batch(encoded, make_options({"padding": padding} | options, to_pad=True), self._rules())
 
     def _rules(self) -> BatchRules:
         return BatchRules(self.pad_token_id, self.padding_side, self.truncation_side, self.model_max_length)
@@ -414,10 +417,8 @@ class Wav2Vec2CTCTokenizer:
         if skip_special_tokens:
             left_out = set(self.all_special_tokens) - {self.word_delimiter_token}
             tokens = [token for token in tokens if token not in left_out]
-        characters = [
-            replace(span, text=self.read_back(span.text))
-            for span in collapse(tokens, blank=self.pad_token, group=group_tokens)
-        ]
+        spans = collapse(tokens, blank=self.pad_token, group=group_tokens)
+        characters = [replace(span, text=self.read_back(span.text)) for span in spans]
         joiner = " " if spaces_between_special_tokens else ""
         text = self.finish_text(joiner.join(span.text for span in characters), clean_up_tokenization_spaces)
         if not (output_char_offsets or output_word_offsets):

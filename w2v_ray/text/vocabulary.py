@@ -55,6 +55,13 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "clean_up_tokenization_spaces": (bool,),
 }
 
+# Where files say special tokens that have no attribute here; transformers 5 has names for some of them.
+_EXTRA_TOKENS: dict[str, tuple[type, ...]] = {
+    "extra_special_tokens": (list, dict),
+    "additional_special_tokens": (list,),
+    "model_specific_special_tokens": (dict,),
+}
+
 _NULLABLE = ("bos_token", "eos_token", "unk_token", "pad_token", "word_delimiter_token", "target_lang")
 
 Vocabulary = dict[str, int]
@@ -126,7 +133,9 @@ def read_settings(model: str | Path, *, revision: str | None = None) -> dict[str
 
     path = checkpoint_file(model, _SPECIAL_TOKENS_MAP_FILE, revision=revision, required=False)
     if path:
-        settings |= _known(read_json_file(path), path)
+        named = _known(read_json_file(path), path)
+        extra = settings.get("extra_special_tokens", []) + named.get("extra_special_tokens", [])
+        settings |= named | {"extra_special_tokens": [*dict.fromkeys(extra)]}
     path = checkpoint_file(model, _ADDED_TOKENS_FILE, revision=revision, required=False)
     if path:
         added = read_json_file(path)
@@ -177,9 +186,9 @@ def _known(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     for name in (*SPECIAL_TOKENS, "word_delimiter_token"):
         if name in raw:
             settings[name] = None if raw[name] is None else _content(raw[name], name, path)
-    for name in ("additional_special_tokens", "extra_special_tokens"):  # the second is transformers 5's name
-        if isinstance(raw.get(name), list):
-            settings["extra_special_tokens"] = [_content(token, name, path) for token in raw[name]]
+    extra = _extra_tokens(raw, path)
+    if extra or "extra_special_tokens" in raw:
+        settings["extra_special_tokens"] = extra
     for name, types in SETTINGS.items():
         if name not in raw:
             continue
@@ -188,6 +197,27 @@ def _known(raw: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
             raise CheckpointError(f"{path} says {name} {raw[name]!r}, expected {expected}; correct the file")
         settings[name] = raw[name]
     return settings
+
+
+def _extra_tokens(raw: Mapping[str, Any], path: Path | None) -> list[str]:
+    """Further special tokens: first those with names, as transformers 5 orders them."""
+    for name, types in _EXTRA_TOKENS.items():
+        if not isinstance(raw.get(name), (*types, type(None))):
+            expected = " or ".join(kind.__name__ for kind in types)
+            raise CheckpointError(f"{path} says {name} {raw[name]!r}, expected {expected}; correct the file")
+    extra, specific = raw.get("extra_special_tokens"), raw.get("model_specific_special_tokens")
+    named = extra if isinstance(extra, dict) else {}
+    listed = extra if isinstance(extra, list) else raw.get("additional_special_tokens")
+    beside = {
+        name: token for name, token in raw.items() if name.endswith("_token") and isinstance(token, str)
+    }
+    tokens = [
+        _content(token, name, path)
+        for name, token in (named | beside | (specific or {})).items()
+        if name not in (*SPECIAL_TOKENS, "word_delimiter_token")
+    ]
+    tokens += [_content(token, "extra_special_tokens", path) for token in listed or []]
+    return [*dict.fromkeys(tokens)]
 
 
 def _content(token: object, name: str, path: Path | None) -> str:
