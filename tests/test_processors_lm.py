@@ -359,11 +359,19 @@ def test_words_of_another_encoding(tmp_path: Path) -> None:
     ours = made(tmp_path, kenlm_model_path=str(write_arpa(tmp_path / "model.arpa", 0, 2)))[1]
     ours.save_pretrained(tmp_path / "saved")
     words = tmp_path / "saved" / "language_model" / "unigrams.txt"
-    words.write_text(words.read_text() + "TH\u00c9\n", encoding="latin-1")
-    loaded = AutoProcessor.from_pretrained(tmp_path / "saved", unigram_encoding="latin-1")
-    assert loaded.decode(some_logits(0)) == ours.decode(some_logits(0))
-    with pytest.raises(CheckpointError, match=r"the decoder in .*saved cannot be read \(.*; fetch it again"):
-        AutoProcessor.from_pretrained(tmp_path / "saved")
+    words.write_text(words.read_text(), encoding="utf-16")
+    found, expected, misread = (
+        auto.from_pretrained(str(tmp_path / "saved"), unigram_encoding=encoding)
+        for auto, encoding in (
+            (AutoProcessor, "utf-16"),
+            (transformers.AutoProcessor, "utf-16"),
+            (AutoProcessor, "latin-1"),
+        )
+    )
+    for seed in range(3):
+        assert_same(found.decode(some_logits(seed)), expected.decode(some_logits(seed)))
+        assert found.decode(some_logits(seed)) == ours.decode(some_logits(seed))
+        assert misread.decode(some_logits(seed)) != ours.decode(some_logits(seed))
 
 
 def test_a_search_without_a_language_model_is_saved_too(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import re
 import shutil
 import sys
@@ -160,7 +161,7 @@ class Wav2Vec2ProcessorWithLM(Processor):
     @property
     def language_model(self) -> Any:
         """The decoder's language model; None where it decodes without one."""
-        return self.decoder._language_model
+        return self.decoder._language_model  # both decoders have it under this name
 
     @staticmethod
     def get_missing_alphabet_tokens(decoder: Any, tokenizer: Wav2Vec2CTCTokenizer) -> set[str]:
@@ -284,11 +285,10 @@ class Wav2Vec2ProcessorWithLM(Processor):
             _log.warning("num_processes is ignored: the pool that was passed has its own number")
         rows = [_without_padding(np.asarray(row)) for row in logits]
         made: Any = nullcontext(pool)
-        if pool is None and num_processes is not None:
-            if isinstance(self.decoder, BeamSearchDecoderCTC):
-                options["num_threads"] = num_processes
-            else:
-                made = multiprocessing.get_context("fork").Pool(num_processes)
+        if pool is None and isinstance(self.decoder, BeamSearchDecoderCTC):
+            options["num_threads"] = num_processes or len(os.sched_getaffinity(0))
+        elif pool is None and num_processes is not None:
+            made = multiprocessing.get_context("fork").Pool(num_processes)
         with made as workers:
             found = self.decoder.decode_beams_batch(workers, rows, **options)
         columns = [_lists(beams, n_best, output_word_offsets) for beams in found]
