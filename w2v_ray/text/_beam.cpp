@@ -10,6 +10,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -266,12 +267,6 @@ class KeyTable {
         return slot.era == era_ ? slot.value : kNone;
     }
     std::size_t size() const { return used_; }
-    template <class F>
-    void for_each(F f) const {
-        for (const Slot &slot : slots_) {
-            if (slot.era == era_) f(slot.key, slot.value);
-        }
-    }
 
  private:
     struct Slot {
@@ -297,61 +292,75 @@ class KeyTable {
     std::uint32_t era_ = 1;
 };
 
-// Words as a trie of bytes. A prefix that ends with a character ends with a byte, so it serves characters.
+// Words as a trie of bytes, which serves characters: a prefix that ends with a character ends with a byte. Six
+// bytes a node, in the order of their depth, so that the children of a node lie side by side.
 class Trie {
  public:
-    Trie() : nodes_(1) {}
-    void insert(std::string_view word, Index length = 0) {
-        Index node = kRoot;
-        if (nodes_[kRoot].shortest == kNone) nodes_[kRoot].shortest = length;
-        for (const unsigned char byte : word) {
-            Index &next = edges_.at(std::uint64_t(node) << 8 | byte);
-            if (next == kNone) {
-                next = Index(nodes_.size());
-                nodes_.push_back({length, false});
+    // The words stay where they are until this returns.
+    explicit Trie(std::vector<std::string_view> words) {
+        std::sort(words.begin(), words.end());
+        words.erase(std::unique(words.begin(), words.end()), words.end());
+        num_words_ = words.size();
+        struct Range {
+            std::size_t from, to, depth;
+        };
+        std::vector<Range> ranges{{0, words.size(), 0}};
+        bytes_.push_back(0);
+        for (std::size_t node = 0; node < ranges.size(); ++node) {
+            auto [from, to, depth] = ranges[node];
+            const bool is_word = from < to && words[from].size() == depth;
+            is_word_.push_back(is_word);
+            first_.push_back(static_cast<Index>(ranges.size()));
+            Index shortest = kNone;
+            for (std::size_t i = from; i < to; ++i) {
+                shortest = std::min(shortest, static_cast<Index>(count_chars(words[i])));
             }
-            node = next;
+            if (words.size() <= kFew) shortest_.push_back(shortest);
+            for (from += is_word; from < to;) {
+                const char byte = words[from][depth];
+                std::size_t next = from + 1;
+                while (next < to && words[next][depth] == byte) ++next;
+                ranges.push_back({from, next, depth + 1});
+                bytes_.push_back(static_cast<unsigned char>(byte));
+                from = next;
+            }
         }
-        if (!nodes_[node].is_word) {
-            nodes_[node].is_word = true;
-            ++num_words_;
-        }
+        first_.push_back(static_cast<Index>(ranges.size()));
     }
     // The node after `bytes`, from `node`; kNone where no word goes on so.
     Index step(Index node, std::string_view bytes) const {
         for (const unsigned char byte : bytes) {
             if (node == kNone) break;
-            node = edges_.find(std::uint64_t(node) << 8 | byte);
+            const auto from = bytes_.begin() + first_[node], to = bytes_.begin() + first_[node + 1];
+            const auto child = std::find(from, to, byte);
+            node = child == to ? kNone : static_cast<Index>(child - bytes_.begin());
         }
         return node;
     }
-    bool is_word(Index node) const { return node != kNone && nodes_[node].is_word; }
-    Index shortest(Index node) const { return nodes_[node].shortest; }  // of words inserted shortest first
+    bool is_word(Index node) const { return node != kNone && is_word_[node]; }
+    // Characters of the shortest word from here on; of tries with few words.
+    Index shortest(Index node) const { return shortest_.at(node); }
+    bool has_shortest() const { return num_words_ <= kFew; }
     std::size_t num_words() const { return num_words_; }
     template <class F>
-    void for_each_word(F f) const {
-        std::vector<std::vector<std::pair<unsigned char, Index>>> children(nodes_.size());
-        edges_.for_each([&](std::uint64_t key, Index child) {
-            children[key >> 8].emplace_back(static_cast<unsigned char>(key & 255), child);
-        });
+    void for_each_word(F f) const {  // in the order of their bytes, which is that of their characters
         std::vector<std::pair<Index, std::string>> stack{{kRoot, ""}};
         while (!stack.empty()) {
-            auto [node, text] = std::move(stack.back());
+            const auto [node, text] = std::move(stack.back());
             stack.pop_back();
-            if (nodes_[node].is_word) f(text);
-            auto &next = children[node];
-            std::sort(next.rbegin(), next.rend());
-            for (const auto &[byte, child] : next) stack.emplace_back(child, text + static_cast<char>(byte));
+            if (is_word_[node]) f(text);
+            for (Index child = first_[node + 1]; child-- > first_[node];) {
+                stack.emplace_back(child, text + static_cast<char>(bytes_[child]));
+            }
         }
     }
 
  private:
-    struct Node {
-        Index shortest = kNone;
-        bool is_word = false;
-    };
-    KeyTable edges_;
-    std::vector<Node> nodes_;
+    static constexpr std::size_t kFew = 100000;
+    std::vector<unsigned char> bytes_;  // the last of each node
+    std::vector<Index> first_;          // the first child of each node; its last is before the next node's first
+    std::vector<bool> is_word_;
+    std::vector<Index> shortest_;
     std::size_t num_words_ = 0;
 };
 
@@ -819,7 +828,7 @@ class Search {
     Search(const Labels &labels, const Options &options, Scorer *scorer, Scratch &scratch)
         : labels_(labels), o_(options), scorer_(scorer), s_(scratch) {
         stride_ = labels.all.size() <= 64 ? labels.all.size() * (labels.can_force ? 2 : 1) : 0;
-        may_skip_ = !getenv("NOSKIP") && !labels.can_force && !labels.ambiguous;
+        may_skip_ = !labels.can_force && !labels.ambiguous;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
     }
 
@@ -1361,7 +1370,7 @@ class Search {
 // --- what Python sees ------------------------------------------------------------------------------------------
 
 nb::object to_python(const std::string &text) {
-    nb::object made = nb::steal(PyUnicode_DecodeUTF8(text.data(), Py_ssize_t(text.size()), "replace"));
+    nb::object made = nb::steal(PyUnicode_DecodeUTF8(text.data(), Py_ssize_t(text.size()), "surrogateescape"));
     if (!made.is_valid()) throw nb::python_error();
     return made;
 }
@@ -1403,6 +1412,7 @@ class BeamSearch {
                     std::size_t beam_width, double beam_prune_logp, double token_min_logp, bool prune_history,
                     const Trie *hotwords, double hotword_weight, nb::object start_state, std::size_t n_best,
                     bool with_pieces, std::size_t num_threads) {
+        if (hotwords && !hotwords->has_shortest()) throw std::invalid_argument("too many hotwords, expected at most 100,000");
         Job job{{beam_width, beam_prune_logp, token_min_logp, prune_history, alpha, beta, unk_score_offset,
                  score_boundary, 1, unigrams, hotwords, hotword_weight, n_best},
                 nullptr, {}, {}, 0, {}, {}};
@@ -1590,15 +1600,29 @@ NB_MODULE(_beam, module) {
     bind_ngram(module);
 
     nb::class_<Trie>(module, "Trie")
-        .def(nb::init<>())
         .def(
-            "insert", [](Trie &trie, nb::str word, Index length) { trie.insert(utf8(word), length); }, "word"_a,
-            "length"_a = 0)
-        .def("insert_words_of",
-             [](Trie &trie, const NgramModel &model) {
-                 nb::gil_scoped_release release;
-                 model.for_each_word([&](std::string_view word, NgramModel::Word) { trie.insert(word); });
-             })
+            "__init__",
+            [](Trie *trie, nb::iterable words) {
+                std::vector<nb::object> kept;
+                std::vector<std::string_view> views;
+                for (nb::handle word : words) {
+                    if (!PyUnicode_Check(word.ptr())) throw nb::type_error("words are expected to be strings");
+                    kept.push_back(nb::steal(PyUnicode_AsEncodedString(word.ptr(), "utf-8", "surrogateescape")));
+                    if (!kept.back().is_valid()) throw nb::python_error();
+                    views.emplace_back(PyBytes_AS_STRING(kept.back().ptr()),
+                                       static_cast<std::size_t>(PyBytes_GET_SIZE(kept.back().ptr())));
+                }
+                new (trie) Trie(std::move(views));
+            },
+            "words"_a)
+        .def_static(
+            "of_model",
+            [](const NgramModel &model) {
+                std::vector<std::string_view> words;
+                model.for_each_word([&](std::string_view word, NgramModel::Word) { words.push_back(word); });
+                return std::make_unique<Trie>(std::move(words));
+            },
+            "model"_a)
         .def("__len__", &Trie::num_words)
         .def("__contains__",
              [](const Trie &trie, nb::str word) { return trie.is_word(trie.step(kRoot, utf8(word))); })
