@@ -6,6 +6,7 @@ import gzip
 import os
 import pickle
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def assert_equal_to_kenlm(
 def test_random_models_are_equal_to_kenlm(tmp_path: Path) -> None:
     path = tmp_path / "random.arpa"
     num_queries = num_refused = 0
-    for seed in range(600):
+    for seed in range(700):
         rng = random.Random(seed)
         arpa, words = random_arpa(rng, rng.randint(2, 5))
         path.write_text(arpa)
@@ -113,7 +114,20 @@ def test_random_models_are_equal_to_kenlm(tmp_path: Path) -> None:
         model = built(arpa, rng.choice([None, 1, 7, 100]))
         num_queries += assert_equal_to_kenlm(model, oracle, words, rng, 350)
     assert num_queries > 100_000
-    assert num_refused < 300
+    assert num_refused < 450
+
+
+def as_kenlm_wants(arpa: str) -> str:
+    """The same model without text before it, and with tabs around the words."""
+    lines = arpa.splitlines()
+    lines = lines[lines.index("\\data\\") :]
+    n = 0
+    for number, line in enumerate(lines):
+        if heading := re.fullmatch(r"\\(\d+)-grams:", line):
+            n = int(heading[1])
+        elif n and (fields := line.split()) and line != "\\end\\":
+            lines[number] = "\t".join([fields[0], " ".join(fields[1 : n + 1]), *fields[n + 1 :]])
+    return "\n".join(lines) + "\n"
 
 
 @pytest.mark.parametrize("name", ["bugs_bunny_kenlm.arpa", "kenlm_test.arpa", "pocketsphinx_100.lm.gz"])
@@ -121,7 +135,7 @@ def test_real_models_are_equal_to_kenlm(shared_data: Path, tmp_path: Path, name:
     source = shared_data / "misc" / "ctc" / name
     data = gzip.decompress(source.read_bytes()) if name.endswith(".gz") else source.read_bytes()
     path = tmp_path / "model.arpa"
-    path.write_bytes(data[data.index(b"\n\\data\\\n") + 1 :])  # kenlm wants no text before it
+    path.write_text(as_kenlm_wants(data.decode()))
     model = built(data)
     words = [*model.words(), "<unk>", "stranger"]
     rng = random.Random(0)
@@ -245,7 +259,7 @@ def test_wrong_files_are_refused_with_the_reason(name: str, block: int | None) -
     with pytest.raises(ValueError, match=f"(?s){reason}") as caught:
         built(data, block and max(block, len(data) // 1000))
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 450
 
 
 def test_every_shorter_file_is_refused() -> None:
