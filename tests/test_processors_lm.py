@@ -169,7 +169,7 @@ OPTIONS = st.fixed_dictionaries(
 # A seed, and the order: 0 is no model. pyctcdecode finds no words in those of order 1.
 MODELS = st.tuples(st.integers(0, 10_000), st.sampled_from([0, 2, 3, 4]))
 GENERATED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -187,7 +187,7 @@ def test_decoding_equals_transformers(tmp_path: Path, model: Any, calls: list[An
         assert_same(ours.decode(logits, **options), theirs.decode(logits, **options))
 
 
-@settings(GENERATED, max_examples=25)
+@settings(GENERATED, max_examples=15)
 @given(model=MODELS, rows=st.lists(LOGITS, min_size=1, max_size=4), padded=st.booleans(), options=OPTIONS)
 def test_batches_equal_transformers(
     tmp_path: Path, model: Any, rows: list[np.ndarray], padded: bool, options: dict[str, Any]
