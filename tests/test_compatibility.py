@@ -27,6 +27,7 @@ NAME = re.compile(r"([A-Z]\w+)(?:\.(\w+))?(?:\((\w+)=\))?(?!\w)")
 # Rows that name no part of the package: how something is used, and what is fetched from elsewhere.
 NAMELESS = re.compile(
     r"[\w-]+/|pip |BetterTransformer|datasets|position embed|causal|Conformer|cosine|torch\.|PreTrained"
+    r"|pyctcdecode\.|batch_decode\("
 )
 
 

@@ -20,9 +20,12 @@ from typing import Any
 
 import pytest
 
+from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.errors import CheckpointError
-from w2v_ray.hub import checkpoint_file, checkpoint_fingerprint, read_json_file
+from w2v_ray.hub import checkpoint_file, checkpoint_fingerprint, checkpoint_folder, read_json_file
 from w2v_ray.models.auto import AutoModelForCTC
+from w2v_ray.processors import Wav2Vec2ProcessorWithLM
+from w2v_ray.text import Wav2Vec2CTCTokenizer, build_ctcdecoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -139,7 +142,11 @@ def test_json_that_is_none(tmp_path: Path) -> None:
 
 @dataclass
 class StandInHub:
-    """Answers what huggingface_hub asks for one file: HEAD and GET of /REPOSITORY/resolve/REVISION/FILE."""
+    """Answers what huggingface_hub asks for.
+
+    Of a file: HEAD and GET of /REPOSITORY/resolve/REVISION/FILE. Of a folder: GET of
+    /api/models/REPOSITORY/revision/REVISION, which names the commit, and of .../tree/COMMIT, its files.
+    """
 
     repositories: dict[str, dict[str, dict[str, bytes]]]
     """Repository, then commit, then file name."""
@@ -185,9 +192,11 @@ class StandInHub:
         if request.path.startswith("/store/"):
             content = self.stored[request.path.removeprefix("/store/")]
             return self.send(request, 200, {}, content, with_body=with_body)
-        repository, _, rest = request.path.lstrip("/").partition("/resolve/")
+        path = request.path.lstrip("/").partition("?")[0].removeprefix("api/models/")
+        kind = next(kind for kind in ("resolve", "revision", "tree") if f"/{kind}/" in path)
+        repository, _, rest = path.partition(f"/{kind}/")
         revision, _, name = rest.partition("/")
-        self.asked[f"{request.command} {name}"] += 1
+        self.asked[f"{request.command} {name or kind}"] += 1
         if self.broken == "silent":
             request.close_connection = True
             return None
@@ -198,6 +207,16 @@ class StandInHub:
         commit = self.branches[repository].get(revision, revision)
         if commit not in self.repositories[repository]:
             return self.send(request, 404, {"X-Error-Code": "RevisionNotFound"}, b"")
+        if kind == "revision":
+            return self.send_json(request, {"id": repository, "sha": commit})
+        if kind == "tree":
+            files = self.repositories[repository][commit].items()
+            digests = {path: hashlib.sha1(content).hexdigest() for path, content in files}
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": digests[path]}
+                for path, content in files
+            ]
+            return self.send_json(request, entries)
         headers = {"X-Repo-Commit": commit}
         if name not in self.repositories[repository][commit]:
             return self.send(request, 404, headers | {"X-Error-Code": "EntryNotFound"}, b"")
@@ -210,6 +229,9 @@ class StandInHub:
             return self.send(request, 302, headers | {"Location": f"{elsewhere}/store/{digest}"}, b"")
         headers |= {"ETag": f'"{digest}"'}
         return self.send(request, 200, headers, content, with_body=with_body)
+
+    def send_json(self, request: BaseHTTPRequestHandler, value: Any) -> None:
+        self.send(request, 200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def send(
         self,
@@ -257,13 +279,20 @@ class Client:
         prelude = (
             "import json\n"
             "from w2v_ray.errors import CheckpointError\n"
-            "from w2v_ray.hub import checkpoint_file, checkpoint_fingerprint\n"
+            "from w2v_ray.hub import checkpoint_file, checkpoint_fingerprint, checkpoint_folder\n"
             "def text(*args, **kwargs):\n"
             "    try:\n"
             "        path = checkpoint_file(*args, **kwargs)\n"
             "    except CheckpointError as error:\n"
             "        return f'error: {error}'\n"
             "    return None if path is None else path.read_text()\n"
+            "def texts(*args, **kwargs):\n"
+            "    try:\n"
+            "        folder = checkpoint_folder(*args, **kwargs)\n"
+            "    except CheckpointError as error:\n"
+            "        return f'error: {error}'\n"
+            "    files = (path for path in folder.rglob('*') if path.is_file())\n"
+            "    return {str(path.relative_to(folder)): path.read_text() for path in files}\n"
         )
         kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
         done = subprocess.run(
@@ -407,3 +436,69 @@ def test_a_checkpoint_of_the_hub_loads_like_its_folder(
     ]
     hub.stop()
     assert client(fingerprint) == expected
+
+
+def test_a_folder_is_downloaded_once_and_then_cached(hub: StandInHub, client: Client) -> None:
+    hub.repositories["unscoped"][NEW] |= {"lm/a.txt": b"a", "lm/b.txt": b"b", "other/c.txt": b"c"}
+    asked = "texts('unscoped', ['config.json', 'lm/*', 'no/*'])"
+    expected = {"config.json": "{}", "lm/a.txt": "a", "lm/b.txt": "b"}
+    assert client(asked) == expected
+    assert client(asked) == expected
+    assert hub.asked["GET lm/a.txt"] == hub.asked["GET config.json"] == 1
+    assert client(f"texts('unscoped', ['lm/*'], revision='{NEW}')") == expected
+    hub.stop()
+    assert client(asked) == expected
+    assert client(asked, HF_HUB_OFFLINE="1") == expected
+    assert says_unreachable(client("texts('unscoped', ['other/*'])"), "'unscoped'")
+
+
+def test_a_folder_that_is_not_there(hub: StandInHub, client: Client, tmp_path: Path) -> None:
+    assert checkpoint_folder(tmp_path, ["lm/*"], revision="any") == tmp_path
+    asked = "[texts('no/such', ['a']), texts('unscoped', ['a'], revision='no'), texts('/no/such', ['a'])]"
+    assert client(asked) == [
+        "error: model 'no/such' is neither a local folder nor a hub repository that this account can read; "
+        "check the name",
+        "error: the hub repository 'unscoped' has no revision 'no'; name one it has",
+        "error: model folder '/no/such' does not exist; name a folder with a config.json or a hub id",
+    ]
+    hub.stop()
+    assert says_unreachable(client("texts('someone/tiny', ['a'])"), "'someone/tiny'")
+
+
+ARPA = """\\data\\
+ngram 1=4
+ngram 2=1
+
+\\1-grams:
+-2\t<unk>\t0
+-99\t<s>\t0
+-1\t</s>\t0
+-0.5\tAB\t-0.1
+
+\\2-grams:
+-0.1\t<s> AB
+
+\\end\\
+"""
+
+
+def test_a_checkpoint_of_the_hub_brings_its_language_model(
+    hub: StandInHub, client: Client, tmp_path: Path
+) -> None:
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (tmp_path / "words.arpa").write_text(ARPA)
+    saved = Wav2Vec2ProcessorWithLM(
+        Wav2Vec2FeatureExtractor(),
+        Wav2Vec2CTCTokenizer(tmp_path / "vocab.json"),
+        build_ctcdecoder(tokens, str(tmp_path / "words.arpa"), alpha=0.25),
+    ).save_pretrained(tmp_path / "saved")
+    files = {str(Path(path).relative_to(tmp_path / "saved")): Path(path).read_bytes() for path in saved}
+    hub.repositories["someone/lm"], hub.branches["someone/lm"] = {NEW: files}, {"main": NEW}
+    asked = (
+        "[[p.language_model.alpha, p.decode(10 * __import__('numpy').eye(7)[[5, 0, 6]]).text]"
+        " for p in [__import__('w2v_ray').AutoProcessor.from_pretrained('someone/lm')]]"
+    )
+    assert client(asked) == [[0.25, "AB"]]
+    hub.stop()
+    assert client(asked) == [[0.25, "AB"]]

@@ -136,6 +136,18 @@ tokenizer.save_pretrained(folder + "/t", repo_id="team/none", push_to_hub=False)
     assert tokenizer[0] == "/api/models/team/words/commit/main?create_pr=1"
 
 
+def test_files_of_folders_are_uploaded_to_their_folders(hub: StandInHub, tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    paths = [tmp_path / "a.json", tmp_path / "lm" / "b.txt"]
+    for path in paths:
+        path.write_text(path.name)
+    names = [str(path) for path in paths]
+    code = "from w2v_ray.hub import upload_saved\n"
+    run(f"{code}upload_saved({names}, True, {{'token': 'hf_someone'}})", hub.url, tmp_path / "home")
+    ((_, _, files),) = hub.commits
+    assert files == {"a.json": "a.json", "lm/b.txt": "b.txt"}
+
+
 def test_what_the_hub_does_not_take_is_an_output_error(hub: StandInHub, tmp_path: Path) -> None:
     code = f"""
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor

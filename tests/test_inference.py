@@ -379,18 +379,3 @@ def test_what_cannot_be_loaded_is_an_error(recogniser: Any, tmp_path: Path) -> N
     folder = save_checkpoint(tmp_path, "group", "SequenceClassification")
     with pytest.raises(CheckpointError, match="lm_head"):
         pipeline(ASR, folder, device="cpu")
-
-
-def test_a_language_model_that_is_not_used_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = save_checkpoint(tmp_path, "group", "CTC")
-    greedy = pipeline(ASR, folder, device="cpu")
-    assert caplog.messages == []
-    (folder / "alphabet.json").write_text('{"labels": [], "is_bpe": false}')
-    path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text()) | {"processor_class": "Wav2Vec2ProcessorWithLM"}
-    path.write_text(json.dumps(settings))
-    found = pipeline(ASR, folder, device="cpu")
-    assert caplog.messages == [f"the language model of {folder} is not used: text is decoded greedily"]
-    assert found(sound(0.8)) == greedy(sound(0.8))

@@ -276,8 +276,8 @@ def test_parts_of_other_checkpoints_are_refused_by_what_was_found(
             "processor_class of .*processor_config.json says 'WhisperProcessor'",
         ),
         (
-            {"preprocessor_config.json": {"processor_class": "Wav2Vec2ProcessorWithLM"}},
-            "processor_class of .*preprocessor_config.json says 'Wav2Vec2ProcessorWithLM'",
+            {"preprocessor_config.json": {"processor_class": "Speech2TextProcessor"}},
+            "processor_class of .*preprocessor_config.json says 'Speech2TextProcessor'",
         ),
         ({"tokenizer_config.json": {"processor_class": 3}}, "tokenizer_config.json says 3"),
         ({"tokenizer_config.json": {"processor_class": ["a"]}}, r"tokenizer_config.json says \['a'\]"),

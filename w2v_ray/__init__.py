@@ -77,6 +77,7 @@ __all__ = [
     "Wav2Vec2BertProcessor",
     "Wav2Vec2CTCTokenizer",
     "Wav2Vec2Config",
+    "Wav2Vec2DecoderWithLMOutput",
     "Wav2Vec2FeatureExtractor",
     "Wav2Vec2ForAudioFrameClassification",
     "Wav2Vec2ForCTC",
@@ -86,6 +87,7 @@ __all__ = [
     "Wav2Vec2ForXVector",
     "Wav2Vec2Model",
     "Wav2Vec2Processor",
+    "Wav2Vec2ProcessorWithLM",
     "XVectorOutput",
     "__version__",
     "align",
@@ -152,7 +154,9 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
         Wav2Vec2BertProcessor,
+        Wav2Vec2DecoderWithLMOutput,
         Wav2Vec2Processor,
+        Wav2Vec2ProcessorWithLM,
     )
     from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 else:
@@ -193,6 +197,7 @@ else:
         "Wav2Vec2BertProcessor": "w2v_ray.processors",
         "Wav2Vec2CTCTokenizer": "w2v_ray.text.tokenizer",
         "Wav2Vec2Config": "w2v_ray.models.config",
+        "Wav2Vec2DecoderWithLMOutput": "w2v_ray.processors",
         "Wav2Vec2FeatureExtractor": "w2v_ray.audio.features",
         "Wav2Vec2ForAudioFrameClassification": "w2v_ray.models.heads",
         "Wav2Vec2ForCTC": "w2v_ray.models.heads",
@@ -202,6 +207,7 @@ else:
         "Wav2Vec2ForXVector": "w2v_ray.models.xvector",
         "Wav2Vec2Model": "w2v_ray.models.wav2vec2",
         "Wav2Vec2Processor": "w2v_ray.processors",
+        "Wav2Vec2ProcessorWithLM": "w2v_ray.processors",
         "XVectorOutput": "w2v_ray.models.outputs",
         "align": "w2v_ray.plugin_align",
         "run": "w2v_ray.pipeline",

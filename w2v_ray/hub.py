@@ -13,7 +13,14 @@ from typing import Any
 
 from w2v_ray.errors import CheckpointError, OutputError
 
-__all__ = ["absolute_model", "checkpoint_file", "checkpoint_fingerprint", "read_json_file", "upload_saved"]
+__all__ = [
+    "absolute_model",
+    "checkpoint_file",
+    "checkpoint_fingerprint",
+    "checkpoint_folder",
+    "read_json_file",
+    "upload_saved",
+]
 
 _SETTINGS = (
     "config.json",
@@ -61,6 +68,30 @@ def checkpoint_file(
     return _hub_file(str(model), filename, revision, required)
 
 
+def checkpoint_folder(model: str | Path, patterns: Sequence[str], *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, with the files that match a pattern in it.
+
+    Args:
+        model: As of ``checkpoint_file``. Of a hub id the files are downloaded once, all of one commit.
+        patterns: Which files are needed, such as ``language_model/*``; those that do not exist are no error.
+        revision: As of ``checkpoint_file``.
+
+    Raises:
+        CheckpointError: The model cannot be found or reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    from httpx2 import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=list(patterns)))
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise _said(error, str(model), revision, " and ".join(patterns)) from error
+
+
 def _hub_file(model: str, filename: str, revision: str | None, required: bool) -> Path | None:
     from httpx2 import ConnectError, ConnectTimeout, HTTPError  # huggingface_hub lets these through
     from huggingface_hub import (
@@ -70,16 +101,8 @@ def _hub_file(model: str, filename: str, revision: str | None, required: bool) -
         hf_hub_url,
         try_to_load_from_cache,
     )
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    at = f"{model!r}" + (f" at revision {revision!r}" if revision else "")
     cached: object = None
     try:
         cached = try_to_load_from_cache(model, filename, revision=revision)
@@ -91,39 +114,54 @@ def _hub_file(model: str, filename: str, revision: str | None, required: bool) -
             except HTTPError:
                 pass  # it knows which answers to ask again for, and remembers which files do not exist
         return Path(hf_hub_download(model, filename, revision=revision))
-    except HFValidationError as error:
-        raise CheckpointError(
-            f"model folder {model!r} does not exist; name a folder with a config.json or a hub id"
-        ) from error
-    # The first is a subclass of EntryNotFoundError: the hub was not reached.
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectError, ConnectTimeout) as error:
-        if cached is _CACHED_NO_EXIST and not required:
+    except (HFValidationError, HTTPError, OSError) as error:
+        if not required and (
+            cached is _CACHED_NO_EXIST if _is_unreachable(error) else isinstance(error, EntryNotFoundError)
+        ):
             return None
+        raise _said(error, model, revision, filename) from error
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether the hub was not reached, and what is asked for is not in the cache."""
+    from httpx2 import ConnectError, ConnectTimeout
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    # The first is a subclass of EntryNotFoundError.
+    return isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectError | ConnectTimeout)
+
+
+def _said(error: Exception, model: str, revision: str | None, what: str) -> CheckpointError:
+    """What an error of the hub means to who asked for ``what`` of a model."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f"{model!r}" + (f" at revision {revision!r}" if revision else "")
+    if isinstance(error, HFValidationError):
+        return CheckpointError(
+            f"model folder {model!r} does not exist; name a folder with a config.json or a hub id"
+        )
+    if _is_unreachable(error):
         reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise CheckpointError(
+        return CheckpointError(
             f"model {at} is neither a local folder nor in the cache, and the hub cannot be reached "
             f"({reason}); name an existing folder, or go online once"
-        ) from error
-    except EntryNotFoundError as error:
-        if required:
-            raise CheckpointError(
-                f"the hub repository {at} has no {filename}; name a repository that has one"
-            ) from error
-        return None
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"the hub repository {model!r} has no revision {revision!r}; name one it has"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
+        )
+    if isinstance(error, EntryNotFoundError):
+        return CheckpointError(f"the hub repository {at} has no {what}; name a repository that has one")
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"the hub repository {model!r} has no revision {revision!r}; name one it has")
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
             f"model {model!r} is neither a local folder nor a hub repository that this account can read; "
             "check the name"
-        ) from error
-    except (HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{filename} of model {at} could not be fetched ({reason}); try again"
-        ) from error
+        )
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(f"{what} of model {at} could not be fetched ({reason}); try again")
 
 
 def absolute_model(model: str) -> str:
@@ -179,7 +217,7 @@ def upload_saved(paths: Sequence[str], push_to_hub: bool, options: Mapping[str, 
     """Puts files that were just saved into a hub repository in one commit, if that was asked for.
 
     Args:
-        paths: Files of one folder.
+        paths: Files of one folder and of folders in it; the first lies in the folder itself.
         push_to_hub: Whether to upload at all.
         options: ``repo_id`` (null: the folder's name, under the account of the token), ``commit_message``,
             ``private``, ``token``, ``revision`` (a branch), ``create_pr``.
@@ -199,12 +237,18 @@ def upload_saved(paths: Sequence[str], push_to_hub: bool, options: Mapping[str, 
     from huggingface_hub.errors import HFValidationError
 
     api = HfApi(token=options.get("token"))
-    name = options.get("repo_id") or Path(paths[0]).resolve().parent.name
+    folder = Path(paths[0]).parent
+    name = options.get("repo_id") or folder.resolve().name
     try:
         repository = api.create_repo(name, private=options.get("private"), exist_ok=True).repo_id
         api.create_commit(
             repository,
-            [CommitOperationAdd(path_in_repo=Path(path).name, path_or_fileobj=path) for path in paths],
+            [
+                CommitOperationAdd(
+                    path_in_repo=Path(path).relative_to(folder).as_posix(), path_or_fileobj=path
+                )
+                for path in paths
+            ],
             commit_message=options.get("commit_message") or "Upload with w2v_ray",
             revision=options.get("revision"),
             create_pr=options.get("create_pr"),

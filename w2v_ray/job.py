@@ -17,7 +17,7 @@ from w2v_ray.errors import CheckpointError
 from w2v_ray.hub import checkpoint_fingerprint
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.plan import Plan, make_plan, status
-from w2v_ray.processors import AutoProcessor
+from w2v_ray.processors import AutoFeatureExtractor, AutoTokenizer
 from w2v_ray.schema import SAMPLE_RATE_HZ
 
 __all__ = ["RunSummary", "prepare", "seconds_per_frame", "summarize"]
@@ -77,8 +77,8 @@ def seconds_per_frame(job: JobConfig) -> float:
         CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
     """
     config = Wav2Vec2Config.from_pretrained(job.model, revision=job.revision)
-    processor = AutoProcessor.from_pretrained(job.model, revision=job.revision)
-    rate = processor.feature_extractor.sampling_rate
+    AutoTokenizer.from_pretrained(job.model, revision=job.revision)  # or the first worker would refuse it
+    rate = AutoFeatureExtractor.from_pretrained(job.model, revision=job.revision).sampling_rate
     if rate != SAMPLE_RATE_HZ:
         raise CheckpointError(
             f"model {job.model!r} takes audio at {rate} Hz, expected {SAMPLE_RATE_HZ}; use another"

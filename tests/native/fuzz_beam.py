@@ -23,7 +23,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.native.beam_cases import ALPHABETS, random_case
-
 from w2v_ray.text import (
     Alphabet,
     BeamSearchDecoderCTC,

@@ -1,8 +1,4 @@
-"""Processors: a feature extractor and a tokenizer as one object, loaded from one checkpoint.
-
-The ``Auto`` classes tell from the files alone which class a checkpoint needs, and refuse what is not built
-here.
-"""
+"""A feature extractor and a tokenizer as one object, loaded from one checkpoint."""
 
 from __future__ import annotations
 
@@ -21,16 +17,28 @@ from w2v_ray.hub import checkpoint_file, read_json_file, upload_saved
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = [
-    "AutoFeatureExtractor",
-    "AutoProcessor",
-    "AutoTokenizer",
+    "PROCESSOR_FILE",
+    "FeatureExtractor",
+    "Processor",
     "Wav2Vec2BertProcessor",
     "Wav2Vec2Processor",
+    "extractor_of",
+    "family_of",
+    "load_parts",
 ]
 
 FeatureExtractor = Wav2Vec2FeatureExtractor | SeamlessM4TFeatureExtractor
 
-_PROCESSOR_FILE = "processor_config.json"
+_EXTRACTORS: dict[str, type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor]] = {
+    "Wav2Vec2FeatureExtractor": Wav2Vec2FeatureExtractor,
+    "SeamlessM4TFeatureExtractor": SeamlessM4TFeatureExtractor,
+}
+PROCESSOR_FILE = "processor_config.json"
+
+_FOR_AUDIO: dict[type, tuple[str, ...]] = {
+    Wav2Vec2FeatureExtractor: ("sampling_rate",),
+    SeamlessM4TFeatureExtractor: ("sampling_rate", "device", "do_normalize_per_mel_bins"),
+}
 _FOR_TEXT = (
     "add_special_tokens",
     "is_split_into_words",
@@ -55,11 +63,11 @@ _FOR_BOTH = (
 )
 
 
-class _Processor:
-    """What the processors of both families do; they differ in what their audio becomes."""
+class Processor:
+    """What all processors do; they differ in what their audio becomes, and in how text is decoded."""
 
-    _default_extractor: ClassVar[type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor]]
-    _for_audio: ClassVar[tuple[str, ...]]
+    default_extractor: ClassVar[type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor]]
+    """For checkpoints that name none."""
 
     def __init__(self, feature_extractor: FeatureExtractor, tokenizer: Wav2Vec2CTCTokenizer) -> None:
         if not isinstance(feature_extractor, FeatureExtractor):
@@ -97,19 +105,8 @@ class _Processor:
             TypeError: An override is known to neither.
         """
         named = read_settings(model, revision)[0].get("feature_extractor_type")
-        extractor = _EXTRACTORS.get(str(named), cls._default_extractor)
-        for_audio = {name: value for name, value in overrides.items() if name in _arguments(extractor)}
-        for_text = {
-            name: value for name, value in overrides.items() if name in _arguments(Wav2Vec2CTCTokenizer)
-        }
-        unknown = [name for name in overrides if name not in for_audio and name not in for_text]
-        if unknown:
-            known = sorted({*_arguments(extractor), *_arguments(Wav2Vec2CTCTokenizer)} - {"vocab_file"})
-            raise TypeError(f"the processor has no setting {unknown[0]!r}; it knows {', '.join(known)}")
-        return cls(
-            extractor.from_pretrained(model, revision=revision, **for_audio),
-            Wav2Vec2CTCTokenizer.from_pretrained(model, revision=revision, **for_text),
-        )
+        extractor = _EXTRACTORS.get(str(named), cls.default_extractor)
+        return cls(*load_parts(model, revision, extractor, overrides))
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], *, push_to_hub: bool = False, **hub: Any
@@ -127,15 +124,18 @@ class _Processor:
         Raises:
             OutputError: ``save_directory`` is a file, or the hub does not take it.
         """
-        name = type(self).__name__
-        written = self.feature_extractor.save_pretrained(save_directory, processor_class=name)
-        written += self.tokenizer.save_pretrained(save_directory, processor_class=name)
-        path = Path(save_directory) / _PROCESSOR_FILE
-        settings = {"feature_extractor": self.feature_extractor.to_dict(), "processor_class": name}
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        written += (str(path),)
+        written = self._save(Path(save_directory))
         upload_saved(written, push_to_hub, hub)
         return written
+
+    def _save(self, folder: Path) -> tuple[str, ...]:
+        name = type(self).__name__
+        written = self.feature_extractor.save_pretrained(folder, processor_class=name)
+        written += self.tokenizer.save_pretrained(folder, processor_class=name)
+        path = folder / PROCESSOR_FILE
+        settings = {"feature_extractor": self.feature_extractor.to_dict(), "processor_class": name}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return (*written, str(path))
 
     def __call__(
         self,
@@ -167,7 +167,8 @@ class _Processor:
         """
         if audio is None and text is None:
             raise ValueError("neither audio nor text is given; pass at least one")
-        known = sorted((*self._for_audio, *_FOR_TEXT, *_FOR_BOTH))
+        for_audio = _FOR_AUDIO[type(self.feature_extractor)]
+        known = sorted((*for_audio, *_FOR_TEXT, *_FOR_BOTH))
         for name in (*options, *(common_kwargs or {})):
             if name not in known:
                 raise TypeError(f"the processor has no option {name!r}; it knows {', '.join(known)}")
@@ -180,7 +181,7 @@ class _Processor:
             chosen = {name: value for name, value in options.items() if name not in _FOR_TEXT}
             features = self.feature_extractor(audio, **(chosen | dict(audio_kwargs or {})))
         if text is not None:
-            chosen = {name: value for name, value in options.items() if name not in self._for_audio}
+            chosen = {name: value for name, value in options.items() if name not in for_audio}
             encoded = self.tokenizer(text, **(chosen | dict(text_kwargs or {})))
         if features is None or encoded is None:
             return encoded if features is None else features
@@ -217,7 +218,7 @@ class _Processor:
         return self.tokenizer.batch_decode(sequences, *args, **options)
 
 
-class Wav2Vec2Processor(_Processor):
+class Wav2Vec2Processor(Processor):
     """A wav2vec 2.0 feature extractor and a CTC tokenizer behind one call.
 
     Args:
@@ -228,11 +229,10 @@ class Wav2Vec2Processor(_Processor):
         TypeError: One is of another class.
     """
 
-    _default_extractor = Wav2Vec2FeatureExtractor
-    _for_audio = ("sampling_rate",)
+    default_extractor = Wav2Vec2FeatureExtractor
 
 
-class Wav2Vec2BertProcessor(_Processor):
+class Wav2Vec2BertProcessor(Processor):
     """A log-mel feature extractor and a CTC tokenizer behind one call, for Wav2Vec2-BERT.
 
     Args:
@@ -243,118 +243,28 @@ class Wav2Vec2BertProcessor(_Processor):
         TypeError: One is of another class.
     """
 
-    _default_extractor = SeamlessM4TFeatureExtractor
-    _for_audio = ("sampling_rate", "device", "do_normalize_per_mel_bins")
+    default_extractor = SeamlessM4TFeatureExtractor
 
 
-_EXTRACTORS: dict[str, type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor]] = {
-    "Wav2Vec2FeatureExtractor": Wav2Vec2FeatureExtractor,
-    "SeamlessM4TFeatureExtractor": SeamlessM4TFeatureExtractor,
-}
-_PROCESSORS: dict[str, type[Wav2Vec2Processor] | type[Wav2Vec2BertProcessor]] = {
-    "Wav2Vec2Processor": Wav2Vec2Processor,
-    "Wav2Vec2BertProcessor": Wav2Vec2BertProcessor,
-}
 _PROCESSOR_OF: dict[str, type[Wav2Vec2Processor] | type[Wav2Vec2BertProcessor]] = {
     "wav2vec2": Wav2Vec2Processor,
     "wav2vec2-bert": Wav2Vec2BertProcessor,
 }
 
 
-class AutoFeatureExtractor:
-    """Loads whatever feature extractor a checkpoint needs."""
-
-    @staticmethod
-    def from_pretrained(
-        model: str | PathLike[str], *, revision: str | None = None, **overrides: Any
-    ) -> Wav2Vec2FeatureExtractor | SeamlessM4TFeatureExtractor:
-        """Loads a folder or hub id; ``overrides`` as of the feature extractor.
-
-        Its class is the ``feature_extractor_type`` of its settings, or the one of the ``model_type`` of
-        ``config.json``.
-
-        Raises:
-            CheckpointError: It needs one that is not built here, or no file says which; or as of the
-                feature extractor.
-        """
-        settings, path = read_settings(model, revision)
-        named = settings.get("feature_extractor_type")
-        if named is None:
-            extractor = _family(str(model), revision, "feature extractor")._default_extractor
-        elif isinstance(named, str) and named in _EXTRACTORS:
-            extractor = _EXTRACTORS[named]
-        else:
-            raise CheckpointError(
-                f"{path} says feature_extractor_type {named!r}, expected {' or '.join(_EXTRACTORS)}; "
-                "name a checkpoint of those"
-            )
-        return extractor.from_pretrained(model, revision=revision, **overrides)
-
-
-class AutoTokenizer:
-    """Loads the tokenizer of a checkpoint, where it is the one that is built here."""
-
-    @staticmethod
-    def from_pretrained(
-        model: str | PathLike[str], *, revision: str | None = None, **overrides: Any
-    ) -> Wav2Vec2CTCTokenizer:
-        """Loads a folder or hub id; ``overrides`` as of the tokenizer.
-
-        Its class is the ``tokenizer_class`` of ``tokenizer_config.json`` or ``config.json``, or the one of
-        the ``model_type`` of the latter.
-
-        Raises:
-            CheckpointError: It needs one that is not built here, or no file says which; or as of the
-                tokenizer.
-        """
-        path = checkpoint_file(str(model), "tokenizer_config.json", revision=revision, required=False)
-        if path is None or read_json_file(path).get("tokenizer_class") is None:
-            path = checkpoint_file(str(model), "config.json", revision=revision, required=False)
-            named = read_json_file(path).get("tokenizer_class") if path else None
-            if named is None:
-                _family(str(model), revision, "tokenizer")
-            elif named != Wav2Vec2CTCTokenizer.__name__:
-                raise CheckpointError(
-                    f"{path} says tokenizer_class {named!r}, expected {Wav2Vec2CTCTokenizer.__name__!r}; "
-                    "name a checkpoint with a character CTC tokenizer"
-                )
-        return Wav2Vec2CTCTokenizer.from_pretrained(model, revision=revision, **overrides)
-
-
-class AutoProcessor:
-    """Loads whatever processor a checkpoint needs."""
-
-    @staticmethod
-    def from_pretrained(
-        model: str | PathLike[str], *, revision: str | None = None, **overrides: Any
-    ) -> Wav2Vec2Processor | Wav2Vec2BertProcessor:
-        """Loads a folder or hub id; ``overrides`` as of the processor.
-
-        Its files are asked in this order: what the settings of the processor, of the feature extractor
-        and of the tokenizer name as ``processor_class``, then the ``model_type`` of ``config.json``.
-
-        Raises:
-            CheckpointError: It needs a processor that is not built here, or no file says which; or as of
-                the processor.
-        """
-        for filename in (_PROCESSOR_FILE, "preprocessor_config.json", "tokenizer_config.json"):
-            path = checkpoint_file(str(model), filename, revision=revision, required=False)
-            named = read_json_file(path).get("processor_class") if path else None
-            if isinstance(named, str) and named in _PROCESSORS:
-                return _PROCESSORS[named].from_pretrained(model, revision=revision, **overrides)
-            if named is not None:
-                raise CheckpointError(
-                    f"processor_class of {path} says {named!r}, expected {' or '.join(_PROCESSORS)}; "
-                    "name a checkpoint of those"
-                )
-        return _family(str(model), revision, "processor").from_pretrained(
-            model, revision=revision, **overrides
-        )
-
-
-def _family(
+def family_of(
     model: str, revision: str | None, what: str
 ) -> type[Wav2Vec2Processor] | type[Wav2Vec2BertProcessor]:
+    """The processor that goes with the ``model_type`` of a checkpoint.
+
+    Args:
+        model: A folder or hub id.
+        revision: A branch, tag or commit of the hub repository.
+        what: What is looked for, for the message.
+
+    Raises:
+        CheckpointError: There is no ``config.json``, or it is of a model that is not built here.
+    """
     path = checkpoint_file(model, "config.json", revision=revision, required=False)
     named = read_json_file(path).get("model_type") if path else None
     if named is None:
@@ -367,6 +277,55 @@ def _family(
             "name a checkpoint of those"
         )
     return _PROCESSOR_OF[named]
+
+
+def extractor_of(
+    model: str | PathLike[str], revision: str | None
+) -> type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor]:
+    """The class of the feature extractor that a checkpoint needs.
+
+    Raises:
+        CheckpointError: It is not built here, or no file says which.
+    """
+    settings, path = read_settings(model, revision)
+    named = settings.get("feature_extractor_type")
+    if named is None:
+        return family_of(str(model), revision, "feature extractor").default_extractor
+    if not isinstance(named, str) or named not in _EXTRACTORS:
+        raise CheckpointError(
+            f"{path} says feature_extractor_type {named!r}, expected {' or '.join(_EXTRACTORS)}; "
+            "name a checkpoint of those"
+        )
+    return _EXTRACTORS[named]
+
+
+def load_parts(
+    model: str | PathLike[str],
+    revision: str | None,
+    extractor: type[Wav2Vec2FeatureExtractor] | type[SeamlessM4TFeatureExtractor],
+    overrides: Mapping[str, Any],
+    *,
+    known_besides: tuple[str, ...] = (),
+) -> tuple[FeatureExtractor, Wav2Vec2CTCTokenizer]:
+    """The feature extractor and the tokenizer of a checkpoint, each with the overrides that it knows.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or is of another class.
+        TypeError: An override is known to neither; ``known_besides`` are named in the message too.
+    """
+    of_extractor, of_tokenizer = _arguments(extractor), _arguments(Wav2Vec2CTCTokenizer)
+    unknown = overrides.keys() - of_extractor - of_tokenizer
+    if unknown:
+        known = sorted({*of_extractor, *of_tokenizer, *known_besides} - {"vocab_file"})
+        raise TypeError(f"the processor has no setting {min(unknown)!r}; it knows {', '.join(known)}")
+    for_audio, for_text = (
+        {name: value for name, value in overrides.items() if name in names}
+        for names in (of_extractor, of_tokenizer)
+    )
+    return (
+        extractor.from_pretrained(model, revision=revision, **for_audio),
+        Wav2Vec2CTCTokenizer.from_pretrained(model, revision=revision, **for_text),
+    )
 
 
 def _arguments(cls: type) -> frozenset[str]:
