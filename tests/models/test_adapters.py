@@ -202,6 +202,10 @@ SPOILS: dict[str, tuple[Any, str]] = {
         lambda w: w.pop("lm_head.weight"),
         r"lm_head.bias has shape \(26,\), expected \(20,\) \(one of 2 such\)",
     ),
+    "flat_head": (
+        lambda w: w.update({"lm_head.weight": torch.tensor(1.0)}),
+        r"lm_head.bias has shape \(26,\), expected \(20,\) \(one of 2 such\)",
+    ),
     "other_head": (
         lambda w: w.update({"lm_head.bias": torch.ones(3)}),
         r"lm_head.bias has shape \(3,\), expected \(26,\)",

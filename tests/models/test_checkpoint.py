@@ -200,9 +200,7 @@ def test_base_model_of_a_base_checkpoint(tmp_path: Path, model: Wav2Vec2ForCTC) 
     model.wav2vec2.save_pretrained(tmp_path)
     loaded = Wav2Vec2Model.from_pretrained(tmp_path)
     assert torch.equal(loaded.encoder.layer_norm.weight, model.wav2vec2.encoder.layer_norm.weight)
-    with pytest.raises(
-        CheckpointError, match=r"lacks lm_head\.bias, lm_head\.weight, wav2vec2\..* and \d+ more"
-    ):
+    with pytest.raises(CheckpointError, match=r"lacks lm_head\.bias, lm_head\.weight; use a checkpoint"):
         Wav2Vec2ForCTC.from_pretrained(tmp_path)
 
 

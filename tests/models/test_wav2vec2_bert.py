@@ -281,7 +281,9 @@ def test_there_is_a_learned_mask_where_something_is_masked() -> None:
     assert "masked_spec_embed" not in without.state_dict()
     assert "masked_spec_embed" in Wav2Vec2BertModel(tiny_config()).state_dict()
     masked = torch.ones(1, 5, dtype=torch.bool)
-    with pytest.raises(ConfigError, match="whose mask_time_prob and mask_feature_prob are 0, expected one"):
+    with pytest.raises(
+        ConfigError, match="needs a learned mask, but mask_time_prob and mask_feature_prob are 0"
+    ):
         without(features(5)[None], mask_time_indices=masked)
 
 

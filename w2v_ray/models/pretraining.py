@@ -123,9 +123,9 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         sampled_negative_indices: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Wav2Vec2ForPreTrainingOutput | tuple[torch.Tensor, ...]:
         """Encodes a batch of waveforms and quantises what should be predicted.
 
@@ -137,7 +137,7 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
                 draws them. Gives the losses, which are sums over all masked frames.
             output_attentions: As of Wav2Vec2Model.
             output_hidden_states: As of Wav2Vec2Model.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: As of Wav2Vec2Model.
 
         Raises:
             ValueError: There are negatives and no masked frames.
@@ -148,12 +148,13 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
                 "say which frames are masked"
             )
         mask_BL = None if mask_time_indices is None else mask_time_indices.bool()
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
         encoded = self.wav2vec2(
             input_values,
             attention_mask,
             mask_time_indices=mask_BL,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            **asked,
+            return_dict=True,
         )
         predicted_BLE = self.project_hid(encoded.last_hidden_state)
         counted_BL = mask_BL
@@ -175,7 +176,7 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
             entries = self.config.num_codevectors_per_group * self.config.num_codevector_groups
             output.diversity_loss = (entries - perplexity) / entries * mask_BL.sum()
             output.loss = output.contrastive_loss + self.config.diversity_loss_weight * output.diversity_loss
-        return output.to_tuple() if return_dict is False else output
+        return output if by_name else output.to_tuple()
 
     def _contrastive_loss(
         self,

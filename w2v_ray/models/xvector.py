@@ -88,7 +88,7 @@ class _XVector(ModelWithHead):
 
 def _statistics(x_BLE: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each row's own frames, side by side."""
-    wide_BLE = x_BLE.float()
+    wide_BLE = x_BLE.to(torch.promote_types(x_BLE.dtype, torch.float32))
     outside_BL1 = ~valid_frames(lengths, x_BLE.shape[1])[..., None]
     count_B1 = lengths.clamp(min=0)[:, None]
     mean_BE = wide_BLE.masked_fill(outside_BL1, 0).sum(1) / count_B1
