@@ -185,6 +185,10 @@ def test_changes_take_the_place_of_what_the_file_says(tmp_path: Path) -> None:
         ({"id2label": 5}, "id2label is 5, expected an object"),
         ({"id2label": {0: "a"}, "label2id": {"a": None}}, "id2label or label2id has an index that is not"),
         ({"problem_type": "ranking"}, "problem_type is 'ranking', expected None or 'regression' or"),
+        (
+            {"problem_type": "single_label_classification", "num_labels": 1},
+            "^problem_type is 'single_label_classification' with one class, expected two at least",
+        ),
         ({"tdnn_dim": [8, 8]}, "tdnn_dim, tdnn_kernel and tdnn_dilation have 2, 5 and 5 entries"),
         ({"output_hidden_size": 0}, "output_hidden_size is 0, expected at least 1"),
         ({"feat_quantizer_dropout": 2}, "feat_quantizer_dropout is 2, expected from 0 to 1"),

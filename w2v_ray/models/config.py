@@ -105,6 +105,11 @@ class PretrainedConfig:
                 f"id2label or label2id has an index that is not a number ({error}); mend config.json"
             ) from error
         self.label2id = self.label2id or {label: index for index, label in self.id2label.items()}
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(
+                "problem_type is 'single_label_classification' with one class, expected two at least, as the "
+                "loss is 0 whatever the labels; use 'regression', or name both classes in id2label"
+            )
 
     def _check(self, name: str, kind: str) -> None:
         value: Any = getattr(self, name)
