@@ -146,7 +146,7 @@ def test_json_that_is_none(tmp_path: Path) -> None:
         (b"[]", "holds a JSON list, expected an object"),
     ):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=f"^{path} {message}"):
             read_json_file(path)
 
 

@@ -31,7 +31,12 @@ _SETTINGS = (
     "added_tokens.json",
     "vocab.json",
 )
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
 def checkpoint_file(

@@ -2,8 +2,8 @@
 
 A head alone may be drawn anew, and only where that is asked for.
 
-Reads safetensors, whole and sharded, ``pytorch_model.bin`` without running any code in it, and what
-TensorFlow and Flax wrote.
+Reads safetensors, ``pytorch_model.bin`` without running any code in it, and what TensorFlow and Flax
+wrote; each whole or in shards.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ _ADDED = {"adapter", "adapter_layer", "intermediate_ffn"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # In the order in which they are looked for; those that end in .json list the files that hold the weights.
 _FILES = {
-    "torch": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    "torch": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin",
+    ),
     "tf": ("tf_model.h5", "tf_model.h5.index.json"),
     "flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 }
