@@ -179,6 +179,20 @@ def test_xvector(family: str, weighted: bool, tmp_path: Path) -> None:
     assert_close(ours(waves).embeddings, reloaded(waves).embeddings)
 
 
+def test_a_feature_that_never_fires_spoils_no_gradient_of_x_vectors(tmp_path: Path) -> None:
+    theirs, ours = make_pair(tmp_path, "Wav2Vec2ForXVector", num_labels=7)
+    gradients = []
+    for model in (theirs, ours):
+        with torch.no_grad():
+            model.tdnn[-1].kernel.bias[:9] = -1e3
+        model(ragged_batch()[0], labels=torch.tensor([6, 0, 3, 3])).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        limit = 1e-3 * max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(gradients[1][name], gradient, atol=limit, rtol=0, msg=name)
+
+
 @torch.no_grad()
 def test_transformers_pools_padding_in_a_ragged_batch(tmp_path: Path) -> None:
     """Why the test above compares with one row at a time; should it fail, compare with batches."""

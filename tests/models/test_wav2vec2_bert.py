@@ -78,7 +78,7 @@ def batch_of(rows: list[torch.Tensor], fill: float = 0.0) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("add_adapter", [True, False])
 @pytest.mark.parametrize("positions", POSITIONS)
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=2, max_size=5),
     fill=st.sampled_from([0.0, 1.0, -30.0, float("nan")]),

@@ -63,6 +63,14 @@ class ModelWithHead(PretrainedModel):
                 f"add_adapter is True, which {type(self).__name__} does not support; set it to False"
             )
 
+    def _refuse_wide_adapter(self) -> None:
+        config = self.config
+        if config.add_adapter and config.output_hidden_size not in (None, config.hidden_size):
+            raise ConfigError(
+                f"output_hidden_size is {config.output_hidden_size}, but {type(self).__name__} needs "
+                f"an adapter that keeps hidden_size ({config.hidden_size}); set it to that"
+            )
+
     def _add_layer_weights(self) -> None:
         if self.config.use_weighted_layer_sum:
             count = self.config.num_hidden_layers + 1
