@@ -194,6 +194,20 @@ def test_a_feature_that_never_fires_spoils_no_gradient_of_x_vectors(tmp_path: Pa
 
 
 @torch.no_grad()
+def test_ctc_loss_counts_the_frames_that_an_adapter_gives(tmp_path: Path) -> None:
+    changes = {"add_adapter": True, "num_adapter_layers": 1, "adapter_kernel_size": 5, "adapter_stride": 2}
+    theirs, ours = make_pair(tmp_path, "Wav2Vec2ForCTC", **changes)
+    waves, labels = ragged_batch()[0][:1, :6_000], torch.tensor([[5, 6, 7]])
+    output = ours(waves, labels=labels)
+    frames = output.logits.shape[1]
+    assert frames == int(ours.wav2vec2.num_frames(6_000)) == 8
+    assert int(theirs._get_feat_extract_output_lengths(6_000)) == 9  # which its loss refuses
+    log_probs = output.logits.log_softmax(-1).transpose(0, 1)
+    expected = torch.nn.functional.ctc_loss(log_probs, labels, [frames], [3], reduction="sum")
+    torch.testing.assert_close(output.loss, expected)
+
+
+@torch.no_grad()
 def test_transformers_pools_padding_in_a_ragged_batch(tmp_path: Path) -> None:
     """Why the test above compares with one row at a time; should it fail, compare with batches."""
     theirs, _ = make_pair(tmp_path, "Wav2Vec2ForXVector", "layer")

@@ -42,6 +42,7 @@ TINY = {
     "proj_codevector_dim": 10,
     "num_negatives": 7,
     "diversity_loss_weight": 0.3,
+    "contrastive_logits_temperature": 0.2,
 }
 FAMILIES = {
     "group": {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False},

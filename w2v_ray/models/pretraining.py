@@ -168,7 +168,9 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
             )
         counted_BL = mask_BL
         if counted_BL is None and attention_mask is not None:
-            counted_BL = valid_frames(self.wav2vec2.num_frames(attention_mask.sum(-1), add_adapter=False), coded)
+            counted_BL = valid_frames(
+                self.wav2vec2.num_frames(attention_mask.sum(-1), add_adapter=False), coded
+            )
         codes_BLE, perplexity = self.quantizer(self.dropout_features(encoded.extract_features), counted_BL)
         quantized_BLE = self.project_q(codes_BLE.to(self.project_q.weight.dtype))
         output = Wav2Vec2ForPreTrainingOutput(
