@@ -500,7 +500,8 @@ def test_malformed_files_name_the_file_and_the_reason(
     with pytest.raises(CheckpointError, match=reason) as caught:
         Wav2Vec2CTCTokenizer.from_pretrained(tmp_path)
     message = str(caught.value)
-    assert any(str(tmp_path / name) in message for name in ("vocab.json", "tokenizer_config.json")), message
+    assert str(tmp_path) in message
+    assert any(name in message for name in ("vocab.json", "tokenizer_config.json")), message
 
 
 def test_options_that_cannot_be_are_refused(pairs: dict[str, Any]) -> None:
