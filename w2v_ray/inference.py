@@ -418,7 +418,10 @@ def _forward(model: Any, extractor: Any, pieces: Sequence[_Piece]) -> Iterator[t
         values, masks = zip(*rows.values(), strict=True)
         batch = pad_sequence(list(values), batch_first=True, padding_value=extractor.padding_value)
         mask = pad_sequence(list(masks), batch_first=True)
-        logits = dict(zip(rows, model(batch.to(weight), mask.to(weight.device)).logits, strict=True))
+        # Said here, as a config.json can ask for more, or for a tuple.
+        asked = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+        output = model(batch.to(weight), mask.to(weight.device), **asked)
+        logits = dict(zip(rows, output.logits, strict=True))
     for index in range(len(pieces)):
         if index not in rows:
             yield None
