@@ -114,6 +114,22 @@ def test_fingerprint_of_shards(tmp_path: Path) -> None:
     assert checkpoint_fingerprint(tmp_path) != first
 
 
+def test_fingerprint_reads_no_shard_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "outside.safetensors").write_bytes(b"weights")
+    for shard in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(
+            CheckpointError, match=r"index\.json names the shard .*, expected a file beside it"
+        ):
+            checkpoint_fingerprint(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": ["1.safetensors"]}')
+    with pytest.raises(CheckpointError, match=r"index\.json has no weight_map"):
+        checkpoint_fingerprint(folder)
+
+
 def test_fingerprint_needs_config_and_weights(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         checkpoint_fingerprint(tmp_path)
@@ -133,7 +149,7 @@ def test_json_that_is_none(tmp_path: Path) -> None:
         (b"[]", "holds a JSON list, expected an object"),
     ):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=f"^{path} {message}"):
             read_json_file(path)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "checkpoint_fingerprint",
     "checkpoint_folder",
     "read_json_file",
+    "shard_names",
     "upload_saved",
 ]
 
@@ -31,7 +32,12 @@ _SETTINGS = (
     "added_tokens.json",
     "vocab.json",
 )
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
 
 
 def checkpoint_file(
@@ -187,8 +193,7 @@ def checkpoint_fingerprint(model: str | Path, revision: str | None = None) -> st
         )
     paths[first.name] = first
     if first.suffix == ".json":
-        shards = set(map(str, read_json_file(first).get("weight_map", {}).values()))
-        paths |= {name: checkpoint_file(model, name, revision=revision) for name in sorted(shards)}
+        paths |= {name: checkpoint_file(model, name, revision=revision) for name in shard_names(first)}
     for name, path in paths.items():
         if path is not None:
             with path.open("rb") as file:
@@ -204,13 +209,31 @@ def read_json_file(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # the last of brackets nested without end
         raise CheckpointError(f"{path} is not readable as JSON ({error}); fetch the file again") from error
     if not isinstance(value, dict):
         raise CheckpointError(
             f"{path} holds a JSON {type(value).__name__}, expected an object; fetch the file again"
         )
     return value
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights, such as ``model.safetensors.index.json``, names.
+
+    Raises:
+        CheckpointError: It names none, or one that is not beside it; the message names the index.
+    """
+    shards = read_json_file(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index} has no weight_map; fetch the file again")
+    names = sorted(set(map(str, shards.values())))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, expected a file beside it; fetch the file again"
+            )
+    return names
 
 
 def upload_saved(paths: Sequence[str], push_to_hub: bool, options: Mapping[str, Any]) -> None:

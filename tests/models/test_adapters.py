@@ -202,6 +202,10 @@ SPOILS: dict[str, tuple[Any, str]] = {
         lambda w: w.pop("lm_head.weight"),
         r"lm_head.bias has shape \(26,\), expected \(20,\) \(one of 2 such\)",
     ),
+    "flat_head": (
+        lambda w: w.update({"lm_head.weight": torch.tensor(1.0)}),
+        r"lm_head.bias has shape \(26,\), expected \(20,\) \(one of 2 such\)",
+    ),
     "other_head": (
         lambda w: w.update({"lm_head.bias": torch.ones(3)}),
         r"lm_head.bias has shape \(3,\), expected \(26,\)",
@@ -242,8 +246,24 @@ def test_code_in_an_adapter_never_runs(checkpoint: Path, monkeypatch: pytest.Mon
             with pytest.raises(CheckpointError, match=r"adapter\.bom\.bin cannot be read as weights"):
                 model.load_adapter("bom")
             assert not (checkpoint / "exploded").exists()
+        pickle.loads(pickle.dumps(_Bomb()))
+        assert (checkpoint / "exploded").exists(), "the pickle would do nothing even if it were run"
     finally:
         bomb.unlink()
+        (checkpoint / "exploded").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.99])
+def test_a_truncated_adapter_is_named(checkpoint: Path, keep: float) -> None:
+    model = Wav2Vec2ForCTC.from_pretrained(checkpoint)
+    content = (checkpoint / "adapter.fra.safetensors").read_bytes()
+    cut = checkpoint / "adapter.cut.safetensors"
+    cut.write_bytes(content[: int(keep * len(content))])
+    try:
+        with pytest.raises(CheckpointError, match=rf"^{cut} cannot be read as weights \(.+\); fetch"):
+            model.load_adapter("cut")
+    finally:
+        cut.unlink()
 
 
 def test_layers_that_normalise_last_have_no_adapters() -> None:

@@ -78,7 +78,10 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_every_option_is_changed_in_these_tests() -> None:
     ours = Wav2Vec2BertConfig().to_dict()
-    assert ours.keys() - CHANGED.keys() == {"model_type", "id2label", "label2id", "problem_type"}
+    assert ours.keys() - CHANGED.keys() == {
+        *("model_type", "id2label", "label2id", "problem_type"),
+        *("output_attentions", "output_hidden_states", "return_dict"),
+    }
     assert not [name for name, value in CHANGED.items() if ours[name] == value]
 
 

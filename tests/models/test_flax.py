@@ -289,7 +289,9 @@ def array(shape: Any, dtype: Any, content: bytes, code: int = 1) -> bytes:
     ],
 )
 def test_a_malformed_file_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    assert reason in error_of(tmp_path, content)
+    message = error_of(tmp_path, content)
+    assert (reason or " cannot be read as weights (") in message
+    assert "()" not in message
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.5, 0.99])

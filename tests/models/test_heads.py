@@ -74,7 +74,7 @@ def result(output: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("cls", CLASSIFIERS)
-@settings(max_examples=8)
+@settings(max_examples=8, deadline=None)
 @given(
     lengths=st.lists(st.integers(SHORTEST, 9_000), min_size=2, max_size=4),
     fill=st.sampled_from([0.0, 1.0, -30.0]),
@@ -91,7 +91,7 @@ def test_a_row_does_not_depend_on_its_batch(
         torch.testing.assert_close(ours, alone, atol=3e-5, rtol=1e-5)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     lengths=st.lists(st.integers(400, 9_000), min_size=2, max_size=4),
     layers=st.integers(1, 3),
@@ -232,6 +232,7 @@ def test_classifiers_refuse_an_adapter(cls: Any) -> None:
 
 def test_an_adapter_of_another_width_does_not_fit_x_vectors() -> None:
     Wav2Vec2ForXVector(tiny_config(add_adapter=True, output_hidden_size=32))
+    Wav2Vec2ForXVector(tiny_config(add_adapter=True, output_hidden_size=24, use_weighted_layer_sum=True))
     with pytest.raises(ConfigError, match=r"^output_hidden_size is 24, but Wav2Vec2ForXVector needs"):
         Wav2Vec2ForXVector(tiny_config(add_adapter=True, output_hidden_size=24))
 

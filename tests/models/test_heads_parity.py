@@ -179,6 +179,34 @@ def test_xvector(family: str, weighted: bool, tmp_path: Path) -> None:
     assert_close(ours(waves).embeddings, reloaded(waves).embeddings)
 
 
+def test_a_feature_that_never_fires_spoils_no_gradient_of_x_vectors(tmp_path: Path) -> None:
+    theirs, ours = make_pair(tmp_path, "Wav2Vec2ForXVector", num_labels=7)
+    gradients = []
+    for model in (theirs, ours):
+        with torch.no_grad():
+            model.tdnn[-1].kernel.bias[:9] = -1e3
+        model(ragged_batch()[0], labels=torch.tensor([6, 0, 3, 3])).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        limit = 1e-3 * max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(gradients[1][name], gradient, atol=limit, rtol=0, msg=name)
+
+
+@torch.no_grad()
+def test_ctc_loss_counts_the_frames_that_an_adapter_gives(tmp_path: Path) -> None:
+    changes = {"add_adapter": True, "num_adapter_layers": 1, "adapter_kernel_size": 5, "adapter_stride": 2}
+    theirs, ours = make_pair(tmp_path, "Wav2Vec2ForCTC", **changes)
+    waves, labels = ragged_batch()[0][:1, :6_000], torch.tensor([[5, 6, 7]])
+    output = ours(waves, labels=labels)
+    frames = output.logits.shape[1]
+    assert frames == int(ours.wav2vec2.num_frames(6_000)) == 8
+    assert int(theirs._get_feat_extract_output_lengths(6_000)) == 9  # which its loss refuses
+    log_probs = output.logits.log_softmax(-1).transpose(0, 1)
+    expected = torch.nn.functional.ctc_loss(log_probs, labels, [frames], [3], reduction="sum")
+    torch.testing.assert_close(output.loss, expected)
+
+
 @torch.no_grad()
 def test_transformers_pools_padding_in_a_ragged_batch(tmp_path: Path) -> None:
     """Why the test above compares with one row at a time; should it fail, compare with batches."""

@@ -145,8 +145,22 @@ def test_a_head_for_other_classes(classifier: Path) -> None:
     torch.manual_seed(2)
     other = cls.from_pretrained(classifier, num_labels=5, ignore_mismatched_sizes=True)
     assert not torch.equal(other.classifier.weight, model.classifier.weight)
-    with pytest.raises(CheckpointError, match=r"lacks lm_head\.bias"):  # sizes alone may differ
-        load(classifier, ignore_mismatched_sizes=True)
+
+
+def test_names_of_classes_stay_with_their_number(classifier: Path) -> None:
+    same = Wav2Vec2ForSequenceClassification.from_pretrained(classifier, num_labels=2)
+    assert same.config.id2label == {0: "no", 1: "yes"}
+    assert same.config.label2id == {"no": 0, "yes": 1}
+    given = Wav2Vec2ForSequenceClassification.from_pretrained(classifier, config=same.config, num_labels=2)
+    assert given.config.id2label == {0: "no", 1: "yes"}
+    renamed = Wav2Vec2ForSequenceClassification.from_pretrained(classifier, id2label={0: "a", 1: "b"})
+    assert renamed.config.label2id == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, None, 16])
+def test_a_dtype_that_is_no_float_is_an_error(folder: Path, dtype: Any) -> None:
+    with pytest.raises(ConfigError, match=r"dtype is .*, expected auto, float32"):
+        load(folder, dtype=dtype)
 
 
 def test_two_frameworks_are_an_error(folder: Path) -> None:

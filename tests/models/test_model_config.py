@@ -83,6 +83,10 @@ BAD = [
     ({"mask_time_length": 0}, "mask_time_length is 0, expected at least 1"),
     ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5, expected from 0 to 1"),
     ({"layerdrop": -0.1}, "layerdrop is -0.1, expected from 0 to 1"),
+    ({"hidden_size": True}, "hidden_size is True, expected int"),
+    ({"conv_dim": [True] * 7}, "conv_dim is .*, expected a list of whole numbers above 0"),
+    ({"adapter_attn_dim": 0}, "adapter_attn_dim is 0, expected at least 1"),
+    ({"return_dict": 1}, "return_dict is 1, expected bool"),
     ({"mask_time_prob": float("nan")}, "mask_time_prob is nan, expected from 0 to 1"),
 ]
 
@@ -114,6 +118,7 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
         (b"\xff\xfe\x00", r"config\.json is not readable as JSON"),
         (b"[1, 2]", r"config\.json holds a JSON list, expected an object"),
         (b"", r"config\.json is not readable as JSON"),
+        (b"[" * 100_000, r"config\.json is not readable as JSON"),
     ],
 )
 def test_a_malformed_file_is_an_error(content: bytes, message: str, tmp_path: Path) -> None:
@@ -173,9 +178,17 @@ def test_changes_take_the_place_of_what_the_file_says(tmp_path: Path) -> None:
         ),
         ({"num_labels": -1}, "num_labels is -1, expected a whole number"),
         ({"num_labels": "3"}, "num_labels is '3', expected a whole number"),
-        ({"id2label": {"first": "a"}}, "id2label or label2id has an index that is not a number"),
+        ({"id2label": {"first": "a"}}, "id2label or label2id has an index that is not"),
+        ({"num_labels": True}, "num_labels is True, expected a whole number"),
         ({"id2label": ["a", "b"]}, r"id2label is \['a', 'b'\], expected an object"),
+        ({"id2label": ["a", "b"], "num_labels": 3}, r"id2label is \['a', 'b'\], expected an object"),
+        ({"id2label": 5}, "id2label is 5, expected an object"),
+        ({"id2label": {0: "a"}, "label2id": {"a": None}}, "id2label or label2id has an index that is not"),
         ({"problem_type": "ranking"}, "problem_type is 'ranking', expected None or 'regression' or"),
+        (
+            {"problem_type": "single_label_classification", "num_labels": 1},
+            "^problem_type is 'single_label_classification' with one class, expected two at least",
+        ),
         ({"tdnn_dim": [8, 8]}, "tdnn_dim, tdnn_kernel and tdnn_dilation have 2, 5 and 5 entries"),
         ({"output_hidden_size": 0}, "output_hidden_size is 0, expected at least 1"),
         ({"feat_quantizer_dropout": 2}, "feat_quantizer_dropout is 2, expected from 0 to 1"),

@@ -224,6 +224,7 @@ def edit(folder: Path, change: Any) -> str:
         change(file)
     with pytest.raises(CheckpointError) as caught:
         TFWav2Vec2ForCTC.from_pretrained(folder)
+    assert str(caught.value).startswith(f"{folder / 'tf_model.h5'} ")
     return str(caught.value)
 
 
@@ -275,7 +276,17 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: float) -> None:
         CheckpointError, match=r"tf_model\.h5 cannot be read as weights \(.+\); fetch"
     ) as caught:
         TFWav2Vec2ForCTC.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    make(Wav2Vec2ForCTC, "group").config.save_pretrained(tmp_path)
+    path = tmp_path / "tf_model.h5"
+    for content in (b"<html>404</html>", b"\x89HDF\r\n\x1a\n" + b"\0" * 600):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"^{path} cannot be read as weights \(.+\); fetch"):
+            TFWav2Vec2ForCTC.from_pretrained(tmp_path)
 
 
 def test_damage_is_never_another_exception(tmp_path: Path) -> None:

@@ -291,6 +291,31 @@ def test_spec_augment_zeroes_the_same_features_in_all_frames() -> None:
 
 
 @torch.no_grad()
+def test_at_least_so_many_spans_are_masked() -> None:
+    masks = {
+        "mask_time_prob": 1e-9,
+        "mask_time_length": 2,
+        "mask_feature_prob": 1e-9,
+        "mask_feature_length": 3,
+    }
+    counts = {"mask_time_min_masks": 4, "mask_feature_min_masks": 5}
+    for changes, frames, features in (
+        (counts, range(5, 9), range(7, 16)),
+        (dict.fromkeys(counts, 0), [0], [0]),
+    ):
+        model = training_model(**masks, **changes).wav2vec2.train()
+        model.masked_spec_embed.fill_(7.0)
+        seen: list[torch.Tensor] = []
+        model.encoder.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        torch.manual_seed(0)
+        random.seed(0)
+        model(wave(16_000)[None])
+        zero_E = (seen[0][0] == 0).all(0)
+        assert int(zero_E.sum()) in features
+        assert int((seen[0][0, :, ~zero_E] == 7).all(-1).sum()) in frames
+
+
+@torch.no_grad()
 def test_layerdrop_skips_layers_in_training_alone() -> None:
     model = training_model(layerdrop=1.0, mask_time_prob=0.0).wav2vec2
     values = wave(4_000)[None]
@@ -361,12 +386,14 @@ def test_a_label_outside_the_vocabulary_is_an_error() -> None:
 
 def test_weights_start_as_published() -> None:
     torch.manual_seed(0)
-    model = Wav2Vec2ForCTC(tiny_config("layer", hidden_size=256, num_conv_pos_embeddings=64))
+    sizes = {"hidden_size": 256, "num_conv_pos_embeddings": 64, "initializer_range": 0.05}
+    model = Wav2Vec2ForCTC(tiny_config("layer", **sizes))
     conv = model.wav2vec2.encoder.pos_conv_embed.conv
     assert conv.weight.std().item() == pytest.approx(2 * (64 * 256) ** -0.5, rel=0.02)
     assert conv.bias.abs().max() == 0
     linear = model.wav2vec2.encoder.layers[0].attention.q_proj
-    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert linear.weight.std().item() == pytest.approx(0.05, rel=0.02)
+    assert Wav2Vec2Config().initializer_range == 0.02
     projection = model.wav2vec2.feature_projection.projection
     assert projection.weight.abs().max().item() == pytest.approx(16**-0.5, rel=0.02)
     assert model.lm_head.bias.abs().max() == 0

@@ -181,10 +181,10 @@ def failing_on(length: int, error: Exception) -> Callable[..., Any]:
     """A forward pass that fails whenever a row of so many samples is in the batch."""
     forward = Wav2Vec2ForCTC.forward
 
-    def forward_or_fail(self: Wav2Vec2ForCTC, values: torch.Tensor, mask: torch.Tensor) -> Any:
+    def forward_or_fail(self: Wav2Vec2ForCTC, values: torch.Tensor, mask: torch.Tensor, **asked: Any) -> Any:
         if length in mask.sum(-1).tolist():
             raise error
-        return forward(self, values, mask)
+        return forward(self, values, mask, **asked)
 
     return forward_or_fail
 

@@ -54,7 +54,7 @@ class AutoModel:
         path = checkpoint_file(model, "config.json", revision=revision)
         assert path is not None
         model_type = read_json_file(path).get("model_type")
-        if model_type not in cls.classes:
+        if not isinstance(model_type, str) or model_type not in cls.classes:
             raise CheckpointError(
                 f"{path} says model_type {model_type!r}, expected {' or '.join(map(repr, cls.classes))}; "
                 "name a checkpoint of that family"

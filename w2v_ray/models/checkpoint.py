@@ -1,12 +1,15 @@
 """Weights from and to disk, strictly: what is missing, unexpected or misshapen is an error that names it.
 
-Reads safetensors, whole and sharded, ``pytorch_model.bin`` without running any code in it, and what
-TensorFlow and Flax wrote.
+A head alone may be drawn anew, and only where that is asked for.
+
+Reads safetensors, ``pytorch_model.bin`` without running any code in it, and what TensorFlow and Flax
+wrote; each whole or in shards.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from w2v_ray.errors import CheckpointError, ConfigError, MissingExtraError
-from w2v_ray.hub import checkpoint_file, read_json_file
+from w2v_ray.hub import checkpoint_file, shard_names
 from w2v_ray.models.flax_weights import read_flax_file
 from w2v_ray.models.int8 import quantize_linears
 from w2v_ray.models.tf_weights import read_tf_file
@@ -36,12 +39,22 @@ __all__ = [
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# The learned mask exists for training only, and published fine-tuned checkpoints often lack it.
+_log = logging.getLogger(__name__)
+
+# The learned mask exists for training only: published fine-tuned checkpoints often lack it, and a config
+# that masks nothing has no place for it.
 _TRAINING_ONLY = "masked_spec_embed"
+# What a config can add to an encoder that was trained without, to be trained with the head.
+_ADDED = {"adapter", "adapter_layer", "intermediate_ffn"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # In the order in which they are looked for; those that end in .json list the files that hold the weights.
 _FILES = {
-    "torch": ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    "torch": (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin",
+    ),
     "tf": ("tf_model.h5", "tf_model.h5.index.json"),
     "flax": ("flax_model.msgpack", "flax_model.msgpack.index.json"),
 }
@@ -52,7 +65,7 @@ def fill_model(
     weights: dict[str, torch.Tensor],
     source: str,
     *,
-    prefix: str | None = None,
+    encoder: str,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     ignore_mismatched_sizes: bool = False,
@@ -64,11 +77,12 @@ def fill_model(
         build: Makes the model; called without memory for its weights.
         weights: As ``read_weights`` returns them.
         source: Where they came from, for messages.
-        prefix: Where set, the model is the part of that name of checkpoints that have more; theirs
-            is taken and their heads are left.
+        encoder: The name of the encoder in the weights of models with a head. A model without one takes
+            it and leaves the heads; a model with one takes weights of an encoder alone as that part.
         dtype: Of the weights in memory.
         device: Where they go.
-        ignore_mismatched_sizes: Whether a weight of another shape is replaced by a newly drawn one.
+        ignore_mismatched_sizes: Whether weights of the head that are missing or of another shape are
+            drawn anew, and those of other heads left; a warning names them.
         load_in_8bit: Whether the encoder's linear layers are kept in 8 bits.
 
     Returns:
@@ -77,23 +91,68 @@ def fill_model(
     Raises:
         CheckpointError: A weight is missing, unexpected or misshapen; the message names it.
     """
-    if prefix is not None and any(name.startswith(f"{prefix}.") for name in weights):
-        weights = {k.removeprefix(f"{prefix}."): w for k, w in weights.items() if k.startswith(f"{prefix}.")}
     with torch.device("meta"):
         module = build()
     expected = module.state_dict()
-    if ignore_mismatched_sizes and (misshapen := _misshapen(expected, weights)):
-        fresh = build().state_dict()
-        weights.update({name: fresh[name] for name in misshapen})
-    for name, weight in expected.items():
-        if name.split(".")[-1] == _TRAINING_ONLY and name not in weights:
-            weights[name] = torch.rand(weight.shape)
-    check_weights(expected, weights, source)
+    weights = _encoder_in_place(expected, weights, f"{encoder}.")
+    for name in expected.keys() ^ weights.keys():
+        if name.split(".")[-1] == _TRAINING_ONLY:
+            if name in weights:
+                del weights[name]
+            else:
+                weights[name] = torch.rand(expected[name].shape)
+    start = f"{encoder}." if any(name.startswith(f"{encoder}.") for name in expected) else ""
+    fix = "use a checkpoint that fits its config.json"
+    faulty = (expected.keys() ^ weights.keys()) | _misshapen(expected, weights)
+    if all(_can_be_new(name, start) for name in faulty):
+        if ignore_mismatched_sizes:
+            _replace_head(build, expected, weights, source)
+        # Said of a head alone: an encoder that does not fit is another encoder.
+        fix += ", or draw a new head with ignore_mismatched_sizes=True"
+    check_weights(expected, weights, source, fix)
     if load_in_8bit:
         quantize_linears(module, weights, dtype, device)
     cast = {name: weights.pop(name).to(device, dtype) for name in expected if name in weights}
     module.load_state_dict(cast, strict=not load_in_8bit, assign=True)
     return module.eval()
+
+
+def _encoder_in_place(
+    expected: Mapping[str, torch.Tensor], weights: dict[str, torch.Tensor], start: str
+) -> dict[str, torch.Tensor]:
+    """Weights with the encoder where a model expects it: on its own, or as the part that a head stands on."""
+    inside = {name for name in weights if name.startswith(start)}
+    if not any(name.startswith(start) for name in expected):
+        return {name.removeprefix(start): weights[name] for name in inside} if inside else weights
+    if not inside and any(start + name in expected for name in weights):
+        return {start + name: weight for name, weight in weights.items()}
+    return weights
+
+
+def _can_be_new(name: str, start: str) -> bool:
+    """Whether a weight is of a head, or of what a config adds to an encoder that begins with ``start``."""
+    return not name.startswith(start) or not _ADDED.isdisjoint(name.split("."))
+
+
+def _replace_head(
+    build: Callable[[], nn.Module],
+    expected: Mapping[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
+    source: str,
+) -> None:
+    """Draws in ``weights`` what is missing or misshapen, and takes out what the model has no place for."""
+    drawn = (expected.keys() - weights.keys()) | _misshapen(expected, weights)
+    left = weights.keys() - expected.keys()
+    if drawn:
+        fresh = build().state_dict()
+        weights.update({name: fresh[name] for name in drawn})
+        _log.warning(
+            "%s does not hold %s as the config asks; drawn anew, to be trained", source, _names(drawn)
+        )
+    for name in left:
+        del weights[name]
+    if left:
+        _log.warning("%s has %s, which the model does not; left out", source, _names(left))
 
 
 def has_weights(model: str | Path, framework: str, *, revision: str | None = None) -> bool:
@@ -129,15 +188,8 @@ def read_weights(
             continue
         if not name.endswith(".json"):
             return current_names(read_weight_file(path)), str(path)
-        shards = read_json_file(path).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise CheckpointError(f"{path} has no weight_map; fetch the file again")
         weights: dict[str, torch.Tensor] = {}
-        for shard in sorted(set(map(str, shards.values()))):
-            if Path(shard).name != shard:
-                raise CheckpointError(
-                    f"{path} names the shard {shard!r}, expected a file beside it; fetch the file again"
-                )
+        for shard in shard_names(path):
             shard_path = checkpoint_file(model, shard, revision=revision)
             assert shard_path is not None
             weights |= read_weight_file(shard_path)
@@ -198,13 +250,13 @@ def choose_dtype(dtype: torch.dtype | str, weights: Mapping[str, torch.Tensor]) 
     """The dtype of that name; "auto" is the one of the weights.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or it is not of floating point.
     """
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype == "auto":
         return next((w.dtype for w in weights.values() if w.is_floating_point()), torch.float32)
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}, expected auto, {', '.join(_DTYPES)}; choose one of these")
     return _DTYPES[dtype]
 
@@ -213,32 +265,41 @@ def _misshapen(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch
     return {n for n in expected.keys() & weights.keys() if expected[n].shape != weights[n].shape}
 
 
+def _names(found: set[str]) -> str:
+    shown = sorted(found)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
 def check_weights(
-    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str
+    expected: Mapping[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
+    source: str,
+    fix: str = "use a checkpoint that fits its config.json",
 ) -> None:
     """Compares the names and shapes of weights with those of a model.
+
+    Args:
+        expected: Those of the model.
+        weights: Those found.
+        source: Where they came from, for the message.
+        fix: What to do if they differ, for the message.
 
     Raises:
         CheckpointError: One is missing, unexpected or misshapen; it names ``source`` and the weight.
     """
-
-    def names(found: set[str]) -> str:
-        shown = sorted(found)
-        return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-
     faults = []
     if missing := expected.keys() - weights.keys():
-        faults.append(f"lacks {names(missing)}")
+        faults.append(f"lacks {_names(missing)}")
     if unexpected := weights.keys() - expected.keys():
-        faults.append(f"has {names(unexpected)}, which the model does not")
+        faults.append(f"has {_names(unexpected)}, which the model does not")
     if misshapen := _misshapen(expected, weights):
         first = sorted(misshapen)[0]
         faults.append(
-            f"has {names(misshapen)} of another shape ({first} is {tuple(weights[first].shape)}, "
+            f"has {_names(misshapen)} of another shape ({first} is {tuple(weights[first].shape)}, "
             f"the config asks for {tuple(expected[first].shape)})"
         )
     if faults:
-        raise CheckpointError(f"{source} {' and '.join(faults)}; use a checkpoint that fits its config.json")
+        raise CheckpointError(f"{source} {' and '.join(faults)}; {fix}")
 
 
 def save_model(module: nn.Module, config: Any, folder: str | Path) -> None:

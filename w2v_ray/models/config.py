@@ -35,6 +35,7 @@ _COUNTS = {
     "mask_feature_length",
     "adapter_kernel_size",
     "adapter_stride",
+    "adapter_attn_dim",
     "output_hidden_size",
     "classifier_proj_size",
     "xvector_output_dim",
@@ -74,6 +75,9 @@ class PretrainedConfig:
         num_labels: How many classes there are. May be given instead of ``id2label``.
         problem_type: "regression", "single_label_classification", "multi_label_classification", or
             None for what the number and the dtype of the labels tell.
+        output_attentions: Whether models return attention probabilities unless told otherwise.
+        output_hidden_states: Whether they return every layer's output unless told otherwise.
+        return_dict: Whether they return named fields unless told otherwise; if not, a tuple.
         extra: What ``config.json`` says beyond the options of the class; written back when saved.
     """
 
@@ -83,6 +87,9 @@ class PretrainedConfig:
     label2id: dict[str, int] = field(default_factory=dict)
     num_labels: int = 0  # a property, see below: it can never say other than id2label
     problem_type: str | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,16 +100,21 @@ class PretrainedConfig:
         try:
             self.id2label = {int(index): str(label) for index, label in self.id2label.items()}
             self.label2id = {str(label): int(index) for label, index in self.label2id.items()}
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"id2label or label2id has an index that is not a number ({error}); mend config.json"
             ) from error
         self.label2id = self.label2id or {label: index for index, label in self.id2label.items()}
+        if self.problem_type == "single_label_classification" and self.num_labels == 1:
+            raise ConfigError(
+                "problem_type is 'single_label_classification' with one class, expected two at least, as the "
+                "loss is 0 whatever the labels; use 'regression', or name both classes in id2label"
+            )
 
     def _check(self, name: str, kind: str) -> None:
         value: Any = getattr(self, name)
         if kind == "tuple[int, ...]":
-            if not isinstance(value, list | tuple) or not all(isinstance(v, int) and v > 0 for v in value):
+            if not isinstance(value, list | tuple) or not all(type(v) is int and v > 0 for v in value):
                 raise ConfigError(
                     f"{name} is {value!r}, expected a list of whole numbers above 0; mend config.json"
                 )
@@ -110,7 +122,7 @@ class PretrainedConfig:
         elif kind.startswith("dict"):
             if not isinstance(value, dict):
                 raise ConfigError(f"{name} is {value!r}, expected an object; mend config.json")
-        elif not isinstance(value, _KINDS[kind]):
+        elif not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
             raise ConfigError(f"{name} is {value!r}, expected {kind}; mend config.json")
         elif name in _COUNTS and value is not None and value < 1:
             raise ConfigError(f"{name} is {value!r}, expected at least 1; mend config.json")
@@ -122,13 +134,23 @@ class PretrainedConfig:
             )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: dict[str, Any], **changes: Any) -> Self:
         """Builds a config from the object of a ``config.json``.
+
+        Args:
+            values: The object.
+            **changes: Options to set otherwise. The names of the classes stay where ``num_labels`` is
+                what it was, and go with another number.
 
         Raises:
             CheckpointError: ``model_type`` is another one.
             ConfigError: As of the constructor.
         """
+        if "num_labels" in changes and changes["num_labels"] == cls.from_dict(values).num_labels:
+            del changes["num_labels"]
+        if changes.keys() & {"id2label", "num_labels"}:
+            values = {k: v for k, v in values.items() if k not in _LABELS}
+        values = values | changes
         found = values.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise CheckpointError(
@@ -162,11 +184,7 @@ class PretrainedConfig:
         if unknown := sorted(changes.keys() - known):
             raise ConfigError(f"{unknown[0]} is no option of {cls.__name__}; use one that it documents")
         try:
-            if "num_labels" in changes and changes["num_labels"] == cls.from_dict(values).num_labels:
-                changes = {k: v for k, v in changes.items() if k != "num_labels"}  # the names stay
-            if changes.keys() & {"id2label", "num_labels"}:
-                values = {k: v for k, v in values.items() if k not in _LABELS}
-            return cls.from_dict(values | changes)
+            return cls.from_dict(values, **changes)
         except W2vRayError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
@@ -193,8 +211,10 @@ def _num_labels(config: PretrainedConfig) -> int:
 
 
 def _set_num_labels(config: PretrainedConfig, count: int) -> None:
-    if not isinstance(count, int) or count < 0:
+    if type(count) is not int or count < 0:
         raise ConfigError(f"num_labels is {count!r}, expected a whole number; mend config.json")
+    if not isinstance(config.id2label, dict):
+        return  # which the checks that follow refuse
     if count in (0, len(config.id2label)):
         return
     if list(config.id2label.values()) not in ([], list(_generic_labels(len(config.id2label)).values())):

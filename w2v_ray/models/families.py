@@ -63,6 +63,14 @@ class ModelWithHead(PretrainedModel):
                 f"add_adapter is True, which {type(self).__name__} does not support; set it to False"
             )
 
+    def _refuse_wide_adapter(self) -> None:
+        config = self.config
+        if config.add_adapter and config.output_hidden_size not in (None, config.hidden_size):
+            raise ConfigError(
+                f"output_hidden_size is {config.output_hidden_size}, but {type(self).__name__} needs "
+                f"an adapter that keeps hidden_size ({config.hidden_size}); set it to that"
+            )
+
     def _add_layer_weights(self) -> None:
         if self.config.use_weighted_layer_sum:
             count = self.config.num_hidden_layers + 1
@@ -74,7 +82,7 @@ class ModelWithHead(PretrainedModel):
         """Gives what the head is to see, and the output with nothing in it that was not asked for."""
         weighted = self.config.use_weighted_layer_sum
         wanted = {**asked, "output_hidden_states": asked["output_hidden_states"] or weighted}
-        encoded = self.base_model(inputs, attention_mask, **wanted)
+        encoded = self.base_model(inputs, attention_mask, **wanted, return_dict=True)
         x_BLE = encoded.last_hidden_state
         if weighted:
             weights_N111 = torch.softmax(self.layer_weights, dim=-1)[:, None, None, None]
@@ -103,9 +111,9 @@ class Wav2Vec2Family(ModelWithHead):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
         """Runs the encoder and the head on a batch of waveforms.
 
@@ -115,11 +123,11 @@ class Wav2Vec2Family(ModelWithHead):
             labels: As the class says; they give a loss.
             output_attentions: As of Wav2Vec2Model.
             output_hidden_states: As of Wav2Vec2Model.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: As of Wav2Vec2Model.
         """
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
         output = self._output(input_values, attention_mask, labels, asked)
-        return output.to_tuple() if return_dict is False else output
+        return output if by_name else output.to_tuple()
 
 
 class Wav2Vec2BertFamily(ModelWithHead):
@@ -137,9 +145,9 @@ class Wav2Vec2BertFamily(ModelWithHead):
         input_features: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
         """Runs the encoder and the head on a batch of log-mel features.
 
@@ -149,8 +157,8 @@ class Wav2Vec2BertFamily(ModelWithHead):
             labels: As the class says; they give a loss.
             output_attentions: As of Wav2Vec2BertModel.
             output_hidden_states: As of Wav2Vec2BertModel.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: As of Wav2Vec2BertModel.
         """
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
         output = self._output(input_features, attention_mask, labels, asked)
-        return output.to_tuple() if return_dict is False else output
+        return output if by_name else output.to_tuple()

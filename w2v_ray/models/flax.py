@@ -161,14 +161,17 @@ class _FlaxModel(PretrainedModel):
         try:
             with torch.no_grad(), _seeded(rng, self.device):
                 if params is None:
-                    output = self.forward(**given)
+                    output = self.forward(**given, return_dict=True)
                 else:
-                    output = functional_call(_Forward(self), self._weights(params), (), given, strict=True)
+                    output = functional_call(
+                        _Forward(self), self._weights(params), (), {**given, "return_dict": True}, strict=True
+                    )
         finally:
             self.train(was_training)
         found = {name: _numpy(getattr(output, name, None)) for name in self.output_class.__annotations__}
         result = self.output_class(**found)
-        return result.to_tuple() if return_dict is False else result
+        _, by_name = self._asked(None, None, return_dict)
+        return result if by_name else result.to_tuple()
 
     def _weights(self, params: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         weights = current_names(from_flax(params))

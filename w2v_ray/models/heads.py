@@ -53,7 +53,7 @@ class _CTC(ModelWithHead):
         labels: torch.Tensor | None,
         asked: dict[str, bool],
     ) -> CausalLMOutput:
-        encoded = self.base_model(inputs, attention_mask, **asked)
+        encoded = self.base_model(inputs, attention_mask, **asked, return_dict=True)
         logits_BLV = self.lm_head(self.dropout(encoded.last_hidden_state))
         loss = None
         if labels is not None:
@@ -95,7 +95,10 @@ class _SequenceClassification(ModelWithHead):
             pooled_BE = x_BLE.mean(1)
         else:
             valid_BL1 = self.base_model.frame_mask(attention_mask, x_BLE.shape[1])[..., None]
-            pooled_BE = x_BLE.masked_fill(~valid_BL1, 0).sum(1) / valid_BL1.sum(1)
+            # Summed as mean() does: float16 ends at 65504, which a few minutes of frames can reach.
+            wide = torch.promote_types(x_BLE.dtype, torch.float32)
+            total_BE = x_BLE.masked_fill(~valid_BL1, 0).sum(1, dtype=wide)
+            pooled_BE = (total_BE / valid_BL1.sum(1)).to(x_BLE.dtype)
         logits_BK = self.classifier(pooled_BE)
         return SequenceClassifierOutput(
             loss=None if labels is None else classification_loss(logits_BK, labels, self.config),
@@ -202,7 +205,8 @@ class Wav2Vec2ForCTC(Wav2Vec2Family, _CTC):
             model, known_revision = self.checkpoint
             revision = revision or known_revision
         weights, source = read_language_adapter(model, target_lang, revision=revision)
-        vocab_size = weights["lm_head.weight"].shape[0] if "lm_head.weight" in weights else config.vocab_size
+        head = weights.get("lm_head.weight")
+        vocab_size = head.shape[0] if head is not None and head.ndim == 2 else config.vocab_size
         expected = self.adapter_weights()
         shapes = {name: tuple(weight.shape) for name, weight in expected.items()}
         shapes["lm_head.weight"] = (vocab_size, self.lm_head.in_features)
@@ -213,11 +217,9 @@ class Wav2Vec2ForCTC(Wav2Vec2Family, _CTC):
                 f"{source} does not fit the model: {wrong[0]} has shape {found.get(wrong[0])}, expected "
                 f"{shapes.get(wrong[0])} (one of {len(wrong)} such); use the adapter of this checkpoint"
             )
-        head = expected["lm_head.weight"]
         if vocab_size != config.vocab_size:
-            self.lm_head = nn.Linear(
-                self.lm_head.in_features, vocab_size, device=head.device, dtype=head.dtype
-            )
+            old = expected["lm_head.weight"]
+            self.lm_head = nn.Linear(self.lm_head.in_features, vocab_size, device=old.device, dtype=old.dtype)
             config.vocab_size = vocab_size
         with torch.no_grad():
             for name, weight in self.adapter_weights().items():

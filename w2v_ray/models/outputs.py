@@ -31,7 +31,11 @@ class _Output:
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.keys():
+            raise KeyError(key)
+        return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())

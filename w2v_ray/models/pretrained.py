@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from w2v_ray.errors import CheckpointError, ConfigError, W2vRayError
-from w2v_ray.hub import checkpoint_file, read_json_file
 from w2v_ray.models.attention import adds_bias, choose_attention
 from w2v_ray.models.checkpoint import choose_dtype, fill_model, read_weights, save_model
 from w2v_ray.models.int8 import Int8Linear
@@ -90,8 +89,9 @@ class PretrainedModel(nn.Module):
             load_in_8bit: Whether to keep the encoder's linear layers as 8-bit integers: a quarter of
                 their memory in float32, half in float16, at about the speed of ``dtype``.
             attn_implementation: As of the constructor; "auto" also looks at device and dtype.
-            ignore_mismatched_sizes: Whether weights of another shape, such as those of a head for
-                other classes, are replaced by newly drawn ones.
+            ignore_mismatched_sizes: Whether a head that is missing or of another shape is drawn anew, and
+                other heads are left; a warning names their weights. The same goes for adapters that
+                the config adds to the encoder, and for no other weight that the encoder lacks.
             from_tf: Whether to read ``tf_model.h5``.
             from_flax: Whether to read ``flax_model.msgpack``.
             **options: Options of the config that take the place of the checkpoint's.
@@ -121,7 +121,7 @@ class PretrainedModel(nn.Module):
             partial(cls, config, attn_implementation=attention),
             weights,
             source,
-            prefix=None if hasattr(cls, "encoder_class") else cls.base_model_prefix,
+            encoder=cls.base_model_prefix,
             dtype=target,
             device=device,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -140,21 +140,27 @@ class PretrainedModel(nn.Module):
                 f"{cls.__name__}.from_pretrained has no option {unknown[0]!r}, and neither has "
                 f"{cls.config_class.__name__}; leave it out"
             )
-        if config is None and not options:
-            return cls.config_class.from_pretrained(model, revision=revision)
-        source = "config"
         if config is None:
-            path = checkpoint_file(model, "config.json", revision=revision)
-            assert path is not None
-            values, source = read_json_file(path), str(path)
-        else:
-            values = config.to_dict()
-        if "num_labels" in options:  # names for another number of classes say nothing
-            values = {k: v for k, v in values.items() if k not in ("id2label", "label2id", "num_labels")}
+            return cls.config_class.from_pretrained(model, revision=revision, **options)
         try:
-            return cls.config_class.from_dict({**values, **options})
+            return cls.config_class.from_dict(config.to_dict(), **options)
         except W2vRayError as error:
-            raise CheckpointError(f"{source}: {error}") from error
+            raise CheckpointError(f"config: {error}") from error
+
+    def _asked(
+        self, output_attentions: bool | None, output_hidden_states: bool | None, return_dict: bool | None
+    ) -> tuple[dict[str, bool], bool]:
+        """What ``forward`` is to return beyond its result, and whether by name; None: as the config says."""
+
+        def chosen(value: bool | None, default: bool) -> bool:
+            return default if value is None else value
+
+        config = self.config
+        asked = {
+            "output_attentions": chosen(output_attentions, config.output_attentions),
+            "output_hidden_states": chosen(output_hidden_states, config.output_hidden_states),
+        }
+        return asked, chosen(return_dict, config.return_dict)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` as transformers reads them.

@@ -14,6 +14,7 @@ from w2v_ray.errors import ConfigError
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.families import Wav2Vec2Family
 from w2v_ray.models.outputs import Wav2Vec2ForPreTrainingOutput
+from w2v_ray.models.wav2vec2 import valid_frames
 
 __all__ = ["Wav2Vec2ForPreTraining", "sample_negative_indices"]
 
@@ -102,12 +103,13 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
         attn_implementation: As of Wav2Vec2Model.
 
     Raises:
-        ConfigError: ``add_adapter`` is set, or the codebooks do not divide ``codevector_dim``.
+        ConfigError: The adapter has another width than the encoder, or the codebooks do not divide
+            ``codevector_dim``.
     """
 
     def __init__(self, config: Wav2Vec2Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
-        self._refuse_adapter()
+        self._refuse_wide_adapter()
         self.dropout_features = nn.Dropout(config.feat_quantizer_dropout)
         self.quantizer = Wav2Vec2GumbelVectorQuantizer(config)
         self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
@@ -123,9 +125,9 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
         sampled_negative_indices: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Wav2Vec2ForPreTrainingOutput | tuple[torch.Tensor, ...]:
         """Encodes a batch of waveforms and quantises what should be predicted.
 
@@ -137,10 +139,11 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
                 draws them. Gives the losses, which are sums over all masked frames.
             output_attentions: As of Wav2Vec2Model.
             output_hidden_states: As of Wav2Vec2Model.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: As of Wav2Vec2Model.
 
         Raises:
-            ValueError: There are negatives and no masked frames.
+            ValueError: There are negatives and no masked frames, or an adapter put out fewer frames than
+                there are codes to predict.
         """
         if sampled_negative_indices is not None and mask_time_indices is None:
             raise ValueError(
@@ -148,17 +151,26 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
                 "say which frames are masked"
             )
         mask_BL = None if mask_time_indices is None else mask_time_indices.bool()
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
         encoded = self.wav2vec2(
             input_values,
             attention_mask,
             mask_time_indices=mask_BL,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            **asked,
+            return_dict=True,
         )
         predicted_BLE = self.project_hid(encoded.last_hidden_state)
+        coded = encoded.extract_features.shape[1]
+        if sampled_negative_indices is not None and predicted_BLE.shape[1] != coded:
+            raise ValueError(
+                f"the adapter gives {predicted_BLE.shape[1]} frames for {coded} codes, expected as many for "
+                "the losses; train with add_adapter=False"
+            )
         counted_BL = mask_BL
         if counted_BL is None and attention_mask is not None:
-            counted_BL = self.wav2vec2.frame_mask(attention_mask, predicted_BLE.shape[1])
+            counted_BL = valid_frames(
+                self.wav2vec2.num_frames(attention_mask.sum(-1), add_adapter=False), coded
+            )
         codes_BLE, perplexity = self.quantizer(self.dropout_features(encoded.extract_features), counted_BL)
         quantized_BLE = self.project_q(codes_BLE.to(self.project_q.weight.dtype))
         output = Wav2Vec2ForPreTrainingOutput(
@@ -175,7 +187,7 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
             entries = self.config.num_codevectors_per_group * self.config.num_codevector_groups
             output.diversity_loss = (entries - perplexity) / entries * mask_BL.sum()
             output.loss = output.contrastive_loss + self.config.diversity_loss_weight * output.diversity_loss
-        return output.to_tuple() if return_dict is False else output
+        return output if by_name else output.to_tuple()
 
     def _contrastive_loss(
         self,
@@ -185,7 +197,11 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
         mask_BL: torch.Tensor,
         negatives_BLK: torch.Tensor,
     ) -> torch.Tensor:
-        """Cross entropy of telling the true quantised frame from the others, for masked frames alone."""
+        """Cross entropy of telling the true quantised frame from the others, for masked frames alone.
+
+        A negative with the code of the true frame is no negative. Codes are compared, not what is projected
+        from them: a matrix product may give equal rows a different last bit, by where they stand.
+        """
         negatives_MK = negatives_BLK[mask_BL].long()
         true_M1 = mask_BL.flatten().nonzero()
         candidates_MK = torch.cat([true_M1, negatives_MK], dim=1)
@@ -194,7 +210,6 @@ class Wav2Vec2ForPreTraining(Wav2Vec2Family):
             predicted_BLE[mask_BL][:, None].float(), quantized_MKE.float(), dim=-1
         )
         logits_MK = similarity_MK / self.config.contrastive_logits_temperature
-        # A negative with the code of the true frame is no negative.
         codes_ME = codes_BLE.flatten(0, 1)
         same_MK = (codes_ME[negatives_MK] == codes_ME[true_M1]).all(-1)
         same_MK = F.pad(same_MK, (1, 0), value=False)

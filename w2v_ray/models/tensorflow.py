@@ -62,10 +62,11 @@ class _TensorFlowModel(PretrainedModel):
         self.train(bool(training))
         try:
             with torch.set_grad_enabled(bool(training)):
-                output = super().__call__(**given)
+                output = super().__call__(**given, return_dict=True)
         finally:
             self.train(was_training)
-        return output.to_tuple() if return_dict is False else output
+        _, by_name = self._asked(None, None, return_dict)
+        return output if by_name else output.to_tuple()
 
 
 class TFWav2Vec2Model(_TensorFlowModel, Wav2Vec2Model):

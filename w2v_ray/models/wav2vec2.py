@@ -20,7 +20,7 @@ from w2v_ray.models.activations import activation
 from w2v_ray.models.adapters import AttentionAdapter, Wav2Vec2Adapter, Wav2Vec2AdapterLayer
 from w2v_ray.models.attention import choose_kernel
 from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.models.masking import spec_augment_mask
+from w2v_ray.models.masking import mask_frames
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.pretrained import PretrainedModel
 
@@ -300,9 +300,9 @@ class Wav2Vec2Model(PretrainedModel):
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput | tuple[Any, ...]:
         """Encodes a batch of waveforms.
 
@@ -315,13 +315,15 @@ class Wav2Vec2Model(PretrainedModel):
                 without effect where the config says apply_spec_augment=False.
             output_attentions: Whether to return attention probabilities ("eager" only).
             output_hidden_states: Whether to return every layer's output, before the adapter.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: False returns the fields that are set as a tuple. This and the two before it are
+                as the config says where they are None.
 
         Raises:
             ConfigError: Attentions are asked of a kernel that does not give them, or frames are to be
                 masked in a model without a learned mask.
         """
-        if output_attentions and self.attn_implementation != "eager":
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
+        if asked["output_attentions"] and self.attn_implementation != "eager":
             raise ConfigError(
                 f"output_attentions needs attn_implementation='eager', it is {self.attn_implementation!r}; "
                 "load the model with attn_implementation='eager'"
@@ -332,53 +334,18 @@ class Wav2Vec2Model(PretrainedModel):
         features_BLC, lengths = self.feature_extractor(input_values, lengths)
         x_BLE, features_BLC = self.feature_projection(features_BLC)
         valid_BL = None if lengths is None else valid_frames(lengths, x_BLE.shape[1])
-        x_BLE = self._mask(x_BLE, mask_time_indices, lengths)
+        learned_E = getattr(self, "masked_spec_embed", None)
+        x_BLE = mask_frames(self.config, x_BLE, learned_E, mask_time_indices, lengths, training=self.training)
         x_BLE, hidden_states, attentions = self.encoder(x_BLE, valid_BL)
         if self.adapter is not None:
             x_BLE = self.adapter(x_BLE, lengths)
         output = Wav2Vec2BaseModelOutput(
             last_hidden_state=x_BLE,
             extract_features=features_BLC,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=tuple(hidden_states) if asked["output_hidden_states"] else None,
+            attentions=tuple(attentions) if asked["output_attentions"] else None,
         )
-        return output.to_tuple() if return_dict is False else output
-
-    def _mask(
-        self, x_BLE: torch.Tensor, mask_time_indices: torch.Tensor | None, lengths: torch.Tensor | None
-    ) -> torch.Tensor:
-        config = self.config
-        if not config.apply_spec_augment:
-            return x_BLE
-        batch, frames, width = x_BLE.shape
-        if mask_time_indices is None and self.training and config.mask_time_prob > 0:
-            mask_time_indices = spec_augment_mask(
-                batch,
-                frames,
-                prob=config.mask_time_prob,
-                span=config.mask_time_length,
-                min_spans=config.mask_time_min_masks,
-                lengths=None if lengths is None else lengths.tolist(),
-            ).to(x_BLE.device)
-        if mask_time_indices is not None:
-            if not hasattr(self, "masked_spec_embed"):
-                raise ConfigError(
-                    "mask_time_indices needs a learned mask, but mask_time_prob and mask_feature_prob are 0; "
-                    "set one of them"
-                )
-            x_BLE = torch.where(
-                mask_time_indices.bool()[..., None], self.masked_spec_embed.to(x_BLE.dtype), x_BLE
-            )
-        if self.training and config.mask_feature_prob > 0:
-            mask_BE = spec_augment_mask(
-                batch,
-                width,
-                prob=config.mask_feature_prob,
-                span=config.mask_feature_length,
-                min_spans=config.mask_feature_min_masks,
-            ).to(x_BLE.device)
-            x_BLE = x_BLE.masked_fill(mask_BE[:, None], 0)
-        return x_BLE
+        return output if by_name else output.to_tuple()
 
 
 def initialize(config: Wav2Vec2Config, module: nn.Module) -> None:

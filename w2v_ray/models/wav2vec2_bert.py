@@ -20,7 +20,7 @@ from w2v_ray.models.conformer import (
     ConformerFeedForward,
     adapter_frames,
 )
-from w2v_ray.models.masking import spec_augment_mask
+from w2v_ray.models.masking import mask_frames
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.pretrained import PretrainedModel
 from w2v_ray.models.wav2vec2 import valid_frames
@@ -102,9 +102,9 @@ class Wav2Vec2BertModel(PretrainedModel):
         input_features: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         mask_time_indices: torch.Tensor | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-        return_dict: bool | None = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput | tuple[Any, ...]:
         """Encodes a batch of log-mel features.
 
@@ -118,13 +118,15 @@ class Wav2Vec2BertModel(PretrainedModel):
             output_attentions: Whether to return attention probabilities ("eager" only).
             output_hidden_states: Whether to return every layer's output; the adapter's layers are not
                 among them.
-            return_dict: False returns the fields that are set as a tuple.
+            return_dict: False returns the fields that are set as a tuple. This and the two before it are
+                as the config says where they are None.
 
         Raises:
             ConfigError: Attentions are asked of a kernel that does not give them, or frames are to be
                 masked in a model without a learned mask.
         """
-        if output_attentions and self.attn_implementation != "eager":
+        asked, by_name = self._asked(output_attentions, output_hidden_states, return_dict)
+        if asked["output_attentions"] and self.attn_implementation != "eager":
             raise ConfigError(
                 f"output_attentions needs attn_implementation='eager', it is {self.attn_implementation!r}; "
                 "load the model with attn_implementation='eager'"
@@ -133,55 +135,21 @@ class Wav2Vec2BertModel(PretrainedModel):
         if attention_mask is not None and not bool(attention_mask.all()):
             valid_BL = attention_mask.bool()
         x_BLE, features_BLM = self.feature_projection(input_features)
-        x_BLE = self._mask(x_BLE, mask_time_indices, valid_BL)
+        lengths = None if valid_BL is None else valid_BL.sum(-1)
+        learned_E = getattr(self, "masked_spec_embed", None)
+        x_BLE = mask_frames(self.config, x_BLE, learned_E, mask_time_indices, lengths, training=self.training)
         x_BLE, hidden_states, attentions = self.encoder(x_BLE, valid_BL)
         if self.intermediate_ffn is not None:
             x_BLE = x_BLE + 0.5 * self.intermediate_ffn(x_BLE)
         if self.adapter is not None:
-            x_BLE = self.adapter(x_BLE, None if valid_BL is None else valid_BL.sum(-1))
+            x_BLE = self.adapter(x_BLE, lengths)
         output = Wav2Vec2BaseModelOutput(
             last_hidden_state=x_BLE,
             extract_features=features_BLM,
-            hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=tuple(hidden_states) if asked["output_hidden_states"] else None,
+            attentions=tuple(attentions) if asked["output_attentions"] else None,
         )
-        return output.to_tuple() if return_dict is False else output
-
-    def _mask(
-        self, x_BLE: torch.Tensor, mask_time_indices: torch.Tensor | None, valid_BL: torch.Tensor | None
-    ) -> torch.Tensor:
-        config = self.config
-        if not config.apply_spec_augment:
-            return x_BLE
-        batch, frames, width = x_BLE.shape
-        if mask_time_indices is not None and not hasattr(self, "masked_spec_embed"):
-            raise ConfigError(
-                "mask_time_indices were given to a model whose mask_time_prob and mask_feature_prob are 0, "
-                "expected one above 0, as the learned mask is left out otherwise; give none or set one"
-            )
-        if mask_time_indices is None and self.training and config.mask_time_prob > 0:
-            mask_time_indices = spec_augment_mask(
-                batch,
-                frames,
-                prob=config.mask_time_prob,
-                span=config.mask_time_length,
-                min_spans=config.mask_time_min_masks,
-                lengths=None if valid_BL is None else valid_BL.sum(-1).tolist(),
-            ).to(x_BLE.device)
-        if mask_time_indices is not None:
-            x_BLE = torch.where(
-                mask_time_indices.bool()[..., None], self.masked_spec_embed.to(x_BLE.dtype), x_BLE
-            )
-        if self.training and config.mask_feature_prob > 0:
-            mask_BE = spec_augment_mask(
-                batch,
-                width,
-                prob=config.mask_feature_prob,
-                span=config.mask_feature_length,
-                min_spans=config.mask_feature_min_masks,
-            ).to(x_BLE.device)
-            x_BLE = x_BLE.masked_fill(mask_BE[:, None], 0)
-        return x_BLE
+        return output if by_name else output.to_tuple()
 
 
 def initialize_conformer(config: Wav2Vec2BertConfig, module: nn.Module) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from w2v_ray.errors import ConfigError
 from w2v_ray.models.families import ModelWithHead, Wav2Vec2BertFamily, Wav2Vec2Family
 from w2v_ray.models.losses import AMSoftmaxLoss
 from w2v_ray.models.outputs import XVectorOutput
@@ -40,11 +39,8 @@ class TDNNLayer(nn.Module):
 class _XVector(ModelWithHead):
     def __init__(self, config: Any, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
-        if config.add_adapter and config.output_hidden_size not in (None, config.hidden_size):
-            raise ConfigError(
-                f"output_hidden_size is {config.output_hidden_size}, but {type(self).__name__} needs "
-                f"an adapter that keeps hidden_size ({config.hidden_size}); set it to that"
-            )
+        if not config.use_weighted_layer_sum:  # which is of the layers, before any adapter
+            self._refuse_wide_adapter()
         self._add_layer_weights()
         self.projector = nn.Linear(config.hidden_size, config.tdnn_dim[0])
         layers = [TDNNLayer(config, i) for i in range(len(config.tdnn_dim))]
@@ -88,13 +84,16 @@ class _XVector(ModelWithHead):
 
 def _statistics(x_BLE: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of each row's own frames, side by side."""
-    wide_BLE = x_BLE.float()
+    wide_BLE = x_BLE.to(torch.promote_types(x_BLE.dtype, torch.float32))
     outside_BL1 = ~valid_frames(lengths, x_BLE.shape[1])[..., None]
     count_B1 = lengths.clamp(min=0)[:, None]
     mean_BE = wide_BLE.masked_fill(outside_BL1, 0).sum(1) / count_B1
     centred_BLE = (wide_BLE - mean_BE[:, None]).masked_fill(outside_BL1, 0)
     variance_BE = centred_BLE.square().sum(1) / (count_B1 - 1)
-    return torch.cat([mean_BE, variance_BE.sqrt()], dim=-1).to(x_BLE.dtype)
+    # A feature that is 0 in every frame, as after a ReLU, deviates by 0; the root has no gradient there.
+    still_BE = variance_BE == 0
+    deviation_BE = variance_BE.masked_fill(still_BE, 1).sqrt().masked_fill(still_BE, 0)
+    return torch.cat([mean_BE, deviation_BE], dim=-1).to(x_BLE.dtype)
 
 
 class Wav2Vec2ForXVector(Wav2Vec2Family, _XVector):
@@ -112,7 +111,7 @@ class Wav2Vec2ForXVector(Wav2Vec2Family, _XVector):
         attn_implementation: As of Wav2Vec2Model.
 
     Raises:
-        ConfigError: An adapter changes the width.
+        ConfigError: An adapter changes the width of what the head sees.
     """
 
 
@@ -124,5 +123,5 @@ class Wav2Vec2BertForXVector(Wav2Vec2BertFamily, _XVector):
         attn_implementation: As of Wav2Vec2BertModel.
 
     Raises:
-        ConfigError: An adapter changes the width.
+        ConfigError: An adapter changes the width of what the head sees.
     """

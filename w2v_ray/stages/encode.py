@@ -152,7 +152,9 @@ class Encode:
         )
         values = features["input_values"].to(self._device, self._dtype)
         mask = features["attention_mask"].to(self._device)
-        logits = self._model(values, mask).logits
+        # Said here, as a config.json can ask for more, or for a tuple.
+        asked = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+        logits = self._model(values, mask, **asked).logits
         log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         finite = log_probs.isfinite().all(-1).cpu().numpy()
         emissions = log_probs.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
