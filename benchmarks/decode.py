@@ -150,12 +150,14 @@ def measure_flashlight(labels: list[str], arpa: Path, emissions: list[Any], ours
     logp = [x - np.log(np.exp(x).sum(1, keepdims=True)) for x in emissions]
     found: dict[str, Any] = {}
     free = LexiconFreeDecoder(
-        LexiconFreeDecoderOptions(100, 100, 10.0, 0.0, 0.0, False, CriterionType.CTC), ZeroLM(), space, blank, []
+        LexiconFreeDecoderOptions(100, 100, 10.0, 0.0, 0.0, False, CriterionType.CTC),
+        ZeroLM(),
+        space,
+        blank,
+        [],
     )
     data = [np.ascontiguousarray(x, dtype=np.float32) for x in logp]
-    found["no_model_ms"] = round(
-        seconds(lambda x: free.decode(x.ctypes.data, *x.shape), data, 1) * 1e3, 2
-    )
+    found["no_model_ms"] = round(seconds(lambda x: free.decode(x.ctypes.data, *x.shape), data, 1) * 1e3, 2)
     with arpa.open() as file:
         words = sorted({line.split("\t")[1] for line in file if line.count("\t") == 2 and " " not in line})
     dictionary = Dictionary()
@@ -170,12 +172,8 @@ def measure_flashlight(labels: list[str], arpa: Path, emissions: list[Any], ours
             index = dictionary.get_index(word)
             trie.insert([*(labels.index(c) for c in word), space], index, model.score(start, index)[1])
     trie.smear(SmearingMode.MAX)
-    options = LexiconDecoderOptions(
-        100, 100, 10.0, 0.5, 1.5, -math.inf, 0.0, False, CriterionType.CTC
-    )
-    lexicon = LexiconDecoder(
-        options, trie, model, space, blank, dictionary.get_index("<unk>"), [], False
-    )
+    options = LexiconDecoderOptions(100, 100, 10.0, 0.5, 1.5, -math.inf, 0.0, False, CriterionType.CTC)
+    lexicon = LexiconDecoder(options, trie, model, space, blank, dictionary.get_index("<unk>"), [], False)
     found["model_and_lexicon_ms"] = round(
         seconds(lambda x: lexicon.decode(x.ctypes.data, *x.shape), data, 1) * 1e3, 2
     )
@@ -225,7 +223,10 @@ def main() -> None:
             binary = Path(folder) / "model.bin"
             subprocess.run([arguments.build_binary, arpa, binary], check=True, stdout=sys.stderr)
             words = pairs["3gram"][1].language_model.unigrams.words()
-            both = [module(labels, str(binary), words) for module in (pyctcdecode.build_ctcdecoder, build_ctcdecoder)]
+            both = [
+                module(labels, str(binary), words)
+                for module in (pyctcdecode.build_ctcdecoder, build_ctcdecoder)
+            ]
             found["noisy_kenlm_bin"] = compare(*both, noisy)
         found["two_threads"] = {name: measure_threads(ours, noisy) for name, (_, ours) in pairs.items()}
         if arguments.flashlight:

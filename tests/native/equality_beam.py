@@ -2,8 +2,8 @@
 
     python tests/native/equality_beam.py --fuzzed 2000 --noisy 500 --ctc-data FOLDER
 
-Prints one JSON line. What is counted: the best text with its word frames and scores (within 1e-4), whole lists
-of beams, and how many of the differences are beams of equal scores.
+Prints one JSON line. What is counted: the best text with its word frames and scores (within 1e-4), whole
+lists of beams, and how many of the differences are beams of equal scores.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.native.beam_cases import ALPHABETS, random_case
-
 from w2v_ray.text import (
     Alphabet,
     BeamSearchDecoderCTC,
@@ -150,8 +149,7 @@ def main() -> None:
             try:
                 counts[decode_one(random.Random(seed), seed, Path(folder))] += 1
             except EXPECTED as error:
-                assert str(error), f"seed {seed}"
-                counts["error"] += 1
+                counts["error" if str(error) else "error without a message"] += 1
         seed += 1
     print(
         json.dumps(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kenlm
 import pytest
+
 from w2v_ray.text._beam import NgramBuilder, NgramModel
 
 TINY = Path(__file__).resolve().parents[1] / "data" / "lm" / "tiny.arpa"

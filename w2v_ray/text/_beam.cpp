@@ -1355,15 +1355,16 @@ class Search {
     }
 
     void write_pieces(const Beam &beam, Hypothesis &h) const {
-        std::int64_t word = static_cast<std::int64_t>(h.words.size()) - 1;
+        const std::int64_t num_words = static_cast<std::int64_t>(h.words.size());
+        std::int64_t word = num_words - beam.has_part;
         std::int32_t end = beam.piece_end;
         for (Index at = beam.pieces; at != kNone; at = s_.pieces[at].parent) {
             const Scratch::Piece &piece = s_.pieces[at];
             const bool is_space = labels_.all[piece.column].space;
-            if (!(is_space && h.pieces.empty())) {  // not the one after the last word
-                h.pieces.push_back({piece.column, {piece.start, end}, is_space ? -1 : word});
-                if (piece.opens) --word;
+            if (!is_space || !h.pieces.empty()) {  // not the space after the last word
+                h.pieces.push_back({piece.column, {piece.start, end}, is_space || word == num_words ? -1 : word});
             }
+            word -= piece.opens;
             end = piece.parent_end;
         }
         std::reverse(h.pieces.begin(), h.pieces.end());
@@ -1638,6 +1639,8 @@ NB_MODULE(_beam, module) {
                 return std::make_unique<Trie>(std::move(words));
             },
             "model"_a)
+        .def("__reduce__",
+             [](nb::handle self) { return nb::make_tuple(nb::type<Trie>(), nb::make_tuple(self.attr("words")())); })
         .def("__len__", &Trie::num_words)
         .def("__contains__",
              [](const Trie &trie, nb::str word) { return trie.is_word(trie.step(kRoot, utf8(word))); })
