@@ -226,7 +226,9 @@ def test_tokens_spell_the_text_and_their_frames_rise(labels: list[str]) -> None:
                 tokens = [token for token in hypothesis.tokens if token.word == index]
                 assert "".join(token.label for token in tokens).replace("\u2581", "") == word
                 letters = [token for token in tokens if token.label.strip("\u2581")]
-                assert start == letters[0].start
+                assert (
+                    tokens[0].start <= start <= letters[0].start
+                )  # a lone U+2581 is in the word or before it
                 assert letters[-1].end == end
             assert all(decoder.alphabet.labels[token.column] == token.label for token in hypothesis.tokens)
 
