@@ -1,4 +1,4 @@
-"""Random alphabets, language models, logits and options for the beam search, and a comparison with pyctcdecode."""
+"""Random alphabets, language models, logits and options for the beam search, and how to compare beams."""
 
 from __future__ import annotations
 

@@ -218,8 +218,9 @@ struct Label {
 struct Labels {
     std::vector<Label> all;
     bool bpe = false;
-    bool can_force = false;  // some label ends in a boundary, so that any next label may open a word
     bool ambiguous = false;  // some label holds a space, so that one text has several ways to be words
+    bool can_force = false;  // some label ends in a boundary, so that any label behind it may open a word
+    bool one_source = true;  // a prefix that ends in a label is reached from one prefix only
     bool simple = false;     // each prefix has one way to be spelled: labels are different characters
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
@@ -233,11 +234,14 @@ struct Labels {
                 label.closes = text.size() >= 3 && text.compare(text.size() - 3, 3, boundary) == 0;
                 if (label.opens) label.clean.erase(0, 3);
                 if (label.closes && !label.clean.empty()) label.clean.erase(label.clean.size() - 3);
-                can_force |= label.closes;
             }
             ambiguous |= !label.space && text.find(' ') != std::string::npos;
+            can_force |= label.closes;
+            // After a lone boundary there may be an empty word, to which labels are added or opened by force.
+            one_source &= !(label.opens && label.clean.empty());
             all.push_back(std::move(label));
         }
+        one_source &= !ambiguous;
         simple = !bpe && !ambiguous && std::all_of(all.begin(), all.end(), [&](const Label &label) {
             return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()));
         });
@@ -1124,7 +1128,7 @@ class Search {
     void expand(const std::vector<Token> &tokens) {
         s_.candidates.clear();
         mark_live();
-        floor_ = labels_.can_force || labels_.ambiguous ? -std::numeric_limits<double>::infinity() : least_useful(tokens);
+        floor_ = labels_.one_source ? least_useful(tokens) : -std::numeric_limits<double>::infinity();
         const Index num_beams = static_cast<Index>(s_.beams.size());
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
@@ -1150,7 +1154,7 @@ class Search {
             const Label &label = labels_.all[token.column];
             double score = beam.score + token.logp;
             if (!label.blank && beam.label != label.same && (scorer_ || o_.hotwords)) {
-                if (label.space || label.opens) continue;  // rarely the best, and costly
+                if (label.space || label.opens || labels_.can_force) continue;  // rarely the best, and costly
                 const Index text = s_.nodes[beam.node].text, part = grown_part(s_.nodes[beam.node].part, label.same);
                 score = total(beam.logp + token.logp, prefix_score(text, part), text, part);
             }
@@ -1177,7 +1181,7 @@ class Search {
         Index child = find_child(beam.node, arc);
         if (child == kNone || s_.nodes[child].live != now_) {
             // Nothing but this prefix's own beams, two at most, can lead there in this frame.
-            const bool may_skip = node.others == kNone;
+            const bool may_skip = node.others == kNone && (step != Step::kOpen || beam.has_part);
             const double most = s_.beams[node.first_beam].logp + token.logp + kLog2;
             if (child != kNone) {
                 if (may_skip && total(most, s_.nodes[child]) < floor_) return;
@@ -1356,15 +1360,16 @@ class Search {
     }
 
     void write_pieces(const Beam &beam, Hypothesis &h) const {
-        std::int64_t word = static_cast<std::int64_t>(h.words.size()) - 1;
+        const std::int64_t num_words = static_cast<std::int64_t>(h.words.size());
+        std::int64_t word = num_words - beam.has_part;
         std::int32_t end = beam.piece_end;
         for (Index at = beam.pieces; at != kNone; at = s_.pieces[at].parent) {
             const Scratch::Piece &piece = s_.pieces[at];
             const bool is_space = labels_.all[piece.column].space;
-            if (!(is_space && h.pieces.empty())) {  // not the one after the last word
-                h.pieces.push_back({piece.column, {piece.start, end}, is_space ? -1 : word});
-                if (piece.opens) --word;
+            if (!is_space || !h.pieces.empty()) {  // not the space after the last word
+                h.pieces.push_back({piece.column, {piece.start, end}, is_space || word == num_words ? -1 : word});
             }
+            word -= piece.opens;
             end = piece.parent_end;
         }
         std::reverse(h.pieces.begin(), h.pieces.end());
@@ -1640,6 +1645,8 @@ NB_MODULE(_beam, module) {
                 return std::make_unique<Trie>(std::move(words));
             },
             "model"_a)
+        .def("__reduce__",
+             [](nb::handle self) { return nb::make_tuple(nb::type<Trie>(), nb::make_tuple(self.attr("words")())); })
         .def("__len__", &Trie::num_words)
         .def("__contains__",
              [](const Trie &trie, nb::str word) { return trie.is_word(trie.step(kRoot, utf8(word))); })

@@ -66,6 +66,7 @@ class LanguageModel:
             )
         self._model = kenlm_model
         self._path = path
+        self._knows_all = False
         self._unigrams = (
             None if unigrams is None else Trie({word for word in unigrams if word in kenlm_model})
         )
@@ -84,8 +85,19 @@ class LanguageModel:
     def of_all_words(cls, model: NgramModel, *, path: str | None = None, **weights: Any) -> LanguageModel:
         """With every word of the model known."""
         made = cls(model, (), path=path, **weights)
-        made._unigrams = Trie.of_model(model)
+        made._unigrams, made._knows_all = Trie.of_model(model), True
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._knows_all:
+            del state["_unigrams"]  # made again from the model, which may be mapped
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._knows_all:
+            self._unigrams = Trie.of_model(self._model)
 
     @property
     def order(self) -> int:
