@@ -8,13 +8,19 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from w2v_ray import __version__
-from w2v_ray.config import JobConfig, load_job
+from w2v_ray.cli_decode import add_decoder_arguments, add_redecode, decoder_values, redecode
+from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import CheckpointError, ConfigError, InputError, OutputError, W2vRayError
+
+if TYPE_CHECKING:
+    from w2v_ray.job import RunSummary
 
 __all__ = ["main"]
 
+_KEPT_TOKENS = 8
 _EXIT_CODES = """\
 exit codes:
   0    all done
@@ -28,6 +34,7 @@ examples:
   w2v-ray demo
   w2v-ray transcribe recordings/ --output out --model facebook/wav2vec2-base-960h
   w2v-ray transcribe s3://bucket/archive list.jsonl 'more/*.tar' --output s3://bucket/out --model ./checkpoint
+  w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
 """
 
@@ -87,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _job_arguments(transcribe)
 
+    add_redecode(commands, common)
+
     run = commands.add_parser(
         "run",
         parents=[common],
@@ -121,7 +130,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     choices = {
         "device": ("auto, cpu, cuda or cuda:N", None),
-        "attn_implementation": ("attention kernel", ("eager", "sdpa")),
+        "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),
         "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
     }
     for name, (text, allowed) in choices.items():
@@ -147,15 +156,27 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     counts = {
         "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
         "encoder_threads": "CPU threads of each encoder (default: all cores)",
-        "num_decoders": "text decoder workers (default: by the machine's size)",
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    parser.add_argument(
+        "--keep-log-probs",
+        type=int,
+        nargs="?",
+        const=_KEPT_TOKENS,
+        metavar="K",
+        help="keep the K likeliest tokens of each frame for `w2v-ray redecode` (default of K: %(const)s)",
+    )
+    add_decoder_arguments(parser)
 
 
 def _transcribe(args: argparse.Namespace) -> int:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JobConfig)}
-    return _run_job(JobConfig(**values | {"inputs": tuple(args.inputs)}), args)
+    return _run_job(JobConfig(**values | decoder_values(args) | {"inputs": tuple(args.inputs)}), args)
+
+
+def _redecode(args: argparse.Namespace) -> int:
+    return _finish(*redecode(args), args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -179,6 +200,12 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
 
         with console.shown_progress(quiet=args.json) as on_progress:
             summary = run_plan(job, plan, on_progress=on_progress)
+    return _finish(job, summary, args)
+
+
+def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse.Namespace) -> int:
+    from w2v_ray import console
+
     if args.json:
         print(summary.to_json())
     else:
@@ -216,7 +243,7 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "transcribe": _transcribe, "run": _run, "status": _status}
+_COMMANDS = {"demo": _demo, "transcribe": _transcribe, "redecode": _redecode, "run": _run, "status": _status}
 
 
 def _last_line(error: Exception) -> str:

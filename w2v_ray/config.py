@@ -18,7 +18,7 @@ import yaml
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
 from w2v_ray.errors import ConfigError
 
-__all__ = ["ATTN_IMPLEMENTATIONS", "JobConfig", "load_job"]
+__all__ = ["ATTN_IMPLEMENTATIONS", "JobConfig", "RedecodeConfig", "load_job"]
 
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -99,12 +99,7 @@ class JobConfig(DecoderConfig):
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
         if self.keep_log_probs is not None:
             check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
-        for name in ("num_encoders", "encoder_threads", "num_decoders", "decoder_threads"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ConfigError(
-                    f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
-                )
+        _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
@@ -122,6 +117,38 @@ class JobConfig(DecoderConfig):
             **self.search_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RedecodeConfig(DecoderConfig):
+    """Text of another decoder for a job that kept log-probabilities: whose, where to, and how.
+
+    Raises:
+        ConfigError: As of JobConfig.
+    """
+
+    source: str
+    """The output of a job with ``keep_log_probs``: a folder or URL."""
+
+    output: str
+    """Another folder or URL, which receives ``transcripts/`` and ``rejects/``."""
+
+    num_decoders: int | None = None
+    """Text decoder workers; null takes one."""
+
+    decoder_threads: int | None = None
+    """CPU threads of each text decoder; null takes all cores."""
+
+    max_reject_rate: float = 1.0
+    """As of JobConfig."""
+
+    def __post_init__(self) -> None:
+        super(RedecodeConfig, self).__post_init__()
+        for name, text in (("source", self.source), ("output", self.output)):
+            if not text.strip():
+                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
+        check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        _check_counts(self, "num_decoders", "decoder_threads")
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -188,6 +215,15 @@ def _read_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"{where} has a value that is not YAML ({_one_line(error)}); quote it") from error
     _check_keys(setting, where=where)
     return setting
+
+
+def _check_counts(config: JobConfig | RedecodeConfig, *names: str) -> None:
+    for name in names:
+        count = getattr(config, name)
+        if count is not None and count < 1:
+            raise ConfigError(
+                f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
+            )
 
 
 def _names() -> list[str]:

@@ -122,6 +122,7 @@ ENCODED = [
 KEPT = [
     _column("kept_tokens", pa.large_binary(), "tokens other than the blank, likeliest first, by frame"),
     _column("kept_log_probs", pa.large_binary(), "float16 log-probabilities of the blank and these"),
+    _column("num_columns", pa.int32(), "columns of the emission, tokens of the model"),
 ]
 
 # What write_parquet publishes in transcripts/ (decode_text drops log_probs and adds the text columns).

@@ -1,4 +1,5 @@
-"""Publishing a shard: its rejects first, then its rows, whose file is the record that the shard is done.
+"""Publishing a shard: its rejects, then what is kept of its log-probabilities, and last its rows, whose file
+is the record that the shard is done.
 
 A shard that is published already is left as it is. Rows have one order and one schema, whatever the order
 and columns they come in.
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, OutputError
-from w2v_ray.schema import REJECT, SCHEMA_VERSION, TRANSCRIPT
+from w2v_ray.schema import LOG_PROBS, REJECT, SCHEMA_VERSION, TRANSCRIPT
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
 
@@ -47,6 +48,8 @@ class WriteParquetConfig:
     """Folder or URL that receives ``transcripts/`` and ``rejects/``."""
     job_fingerprint: str
     """Of the plan: parts of another job are never taken for this one's."""
+    keeps_log_probs: bool = False
+    """Whether the tables have the columns of KEPT, which go to ``log_probs/``."""
 
     def __post_init__(self) -> None:
         if not self.output or not self.job_fingerprint:
@@ -59,8 +62,8 @@ class WriteParquetConfig:
 class WriteParquet:
     """Publishes all rows of one shard and returns one row that sums them up.
 
-    The table has the columns of TRANSCRIPT and ``item_index``, ``byte_size``, ``planned_s`` and ``error``;
-    others are not written.
+    The table has the columns of TRANSCRIPT and ``item_index``, ``byte_size``, ``planned_s`` and ``error``,
+    and those of LOG_PROBS where these are kept; others are not written.
 
     Raises:
         OutputError: The store refuses, or the shard is published by another job.
@@ -69,6 +72,8 @@ class WriteParquet:
     def __init__(self, config: WriteParquetConfig) -> None:
         self._output = stores.canonical(config.output)  # workers have other working folders
         self._job_fingerprint = config.job_fingerprint
+        self._keeps_log_probs = config.keeps_log_probs
+        self._needed = list(dict.fromkeys([*_NEEDED, *(LOG_PROBS.names if config.keeps_log_probs else [])]))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard_ids = pc.unique(table.column("shard_id")).to_pylist()
@@ -77,7 +82,7 @@ class WriteParquet:
         summary = self._published(name)
         if summary is None:
             order = [("item_index", "ascending"), ("segment_index", "ascending")]
-            summary = self._publish(name, table.select(_NEEDED).sort_by(order))
+            summary = self._publish(name, table.select(self._needed).sort_by(order))
         reasons = json.dumps(summary["rejects_by_reason"])
         return pa.Table.from_pylist([summary | {"rejects_by_reason": reasons}], schema=_SUMMARY)
 
@@ -106,6 +111,9 @@ class WriteParquet:
             summary["rejects_sha256"] = hashlib.sha256(data).hexdigest()
         else:
             stores.remove(path)  # of an attempt that did not come to the end
+        if self._keeps_log_probs:
+            data = self._file(table.select(LOG_PROBS.names).cast(LOG_PROBS), summary)
+            stores.publish(stores.join(self._output, "log_probs", name), data, root=self._output)
         data = self._file(rows.select(TRANSCRIPT.names).cast(TRANSCRIPT), summary)
         stores.publish(stores.join(self._output, "transcripts", name), data, root=self._output)
         return summary

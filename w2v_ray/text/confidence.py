@@ -37,7 +37,8 @@ def score_words(
     """Says of each word how sure it is.
 
     The confidence is the probability that the emission gives to the word in the frames that the word
-    covers: the sum over all ways to spell its labels there, blanks between them or not.
+    covers, the sum over all ways to spell its labels there, per label: its n-th root for n labels, so that
+    long words are not less sure for being long. docs/decoding.md compares it with others.
 
     Args:
         log_probs: Natural log-probabilities, shape (frames, columns), without NaN.
@@ -46,10 +47,11 @@ def score_words(
     """
     if not words:
         return []
-    lattice = _Lattice(log_probs, words, blank)
+    log_likely = _Lattice(log_probs, words, blank).forward()
+    confidences = np.exp(log_likely / [len(word.labels) for word in words]).tolist()
     return [
         Word(word=w.word, start_frame=w.start_frame, end_frame=w.end_frame, confidence=confidence)
-        for w, confidence in zip(words, lattice.forward().tolist(), strict=True)
+        for w, confidence in zip(words, confidences, strict=True)
     ]
 
 
@@ -124,7 +126,7 @@ class _Lattice:
         self._score_TWS = np.where(exists_WS, scores[frame_WT.T[:, :, None], label_WS], _NEVER)
 
     def forward(self) -> NDArray[np.float64]:
-        """The probability of each word: all paths through its states."""
+        """The natural logarithm of the probability of each word: all paths through its states."""
         score_TWS = np.exp(self._score_TWS)
         a_WS = np.zeros(score_TWS.shape[1:])
         a_WS[:, :2] = score_TWS[0, :, :2]
@@ -143,7 +145,8 @@ class _Lattice:
             log_scale_W[is_on] += np.log(scale_W[is_on])
         rows, last = np.arange(len(a_WS)), self._states - 1
         total_W = a_WS[rows, last] + a_WS[rows, last - 1]
-        return np.where(total_W > 0, np.minimum(total_W * np.exp(log_scale_W), 1.0), 0.0)
+        with np.errstate(divide="ignore"):  # no path: a word in fewer frames than it needs
+            return np.minimum(np.log(total_W) + log_scale_W, 0.0)
 
     def best_paths(self) -> list[NDArray[np.intp] | None]:
         """The state of each frame on the likeliest path of each word; None where it has no path."""
