@@ -21,7 +21,7 @@ hub        -> errors
 stores     -> errors
 audio      -> errors hub
 models     -> errors hub
-text       -> errors hub
+text       -> errors hub stores
 processors -> audio errors hub models text
 inference  -> audio errors hub models processors text
 inputs     -> audio errors schema stores
@@ -35,7 +35,8 @@ pipeline   -> config errors hub job packing plan progress schema stages
 plugin     -> errors hub models packing schema stages
 demo       -> errors
 console    -> demo job metrics plan progress
-cli        -> config console demo errors job pipeline plan w2v_ray
+cli_lm     -> errors text
+cli        -> cli_lm config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin"}  # everything else runs and is tested without it

@@ -10,10 +10,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__
+from w2v_ray import __version__, cli_lm
 from w2v_ray.cli_decode import add_decoder_arguments, add_redecode, decoder_values, redecode
 from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
-from w2v_ray.errors import CheckpointError, ConfigError, InputError, OutputError, W2vRayError
+from w2v_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    LanguageModelError,
+    OutputError,
+    W2vRayError,
+)
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
@@ -37,6 +44,7 @@ examples:
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
 """
+_REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = isinstance(error, W2vRayError)
         text = " ".join(str(error).split()) if known else _last_line(error)
         print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | InputError | OutputError | CheckpointError) else 1
+        return 2 if isinstance(error, _REFUSALS) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what of a job's output is done, pending and rejected, in hours of audio.",
     )
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
+    cli_lm.add_commands(commands, common)
     return parser
 
 
@@ -243,7 +252,14 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"demo": _demo, "transcribe": _transcribe, "redecode": _redecode, "run": _run, "status": _status}
+_COMMANDS = {
+    "demo": _demo,
+    "lm": cli_lm.main,
+    "redecode": _redecode,
+    "run": _run,
+    "status": _status,
+    "transcribe": _transcribe,
+}
 
 
 def _last_line(error: Exception) -> str:

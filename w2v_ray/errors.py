@@ -5,6 +5,7 @@
     +-- InputError           the inputs that were named do not exist or hold no audio
     +-- OutputError          the output cannot be written, or belongs to another job
     +-- CheckpointError      a model's files are missing, malformed or do not fit its config
+    +-- LanguageModelError   a language model, or the text to make one from, cannot be read or used
     +-- MissingExtraError    an optional package is needed (also an ImportError)
     +-- ItemError            one recording or segment failed: it becomes a row of ``rejects/``
         +-- ReadError        its bytes could not be fetched
@@ -15,7 +16,7 @@
         +-- EncodeError      the encoder failed on this item alone
 
 The message of each is one sentence that names the value, what was expected and the fix.
-The first five stop a job before or while it runs; an ``ItemError`` never does.
+The first six stop a job before or while it runs; an ``ItemError`` never does.
 """
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "EncodeError",
     "InputError",
     "ItemError",
+    "LanguageModelError",
     "MissingExtraError",
     "OutputError",
     "ReadError",
@@ -53,6 +55,10 @@ class OutputError(W2vRayError):
 
 class CheckpointError(W2vRayError):
     """A model's files are missing, malformed or do not fit its config."""
+
+
+class LanguageModelError(W2vRayError, ValueError):
+    """A language model, or the text to make one from, cannot be read or used."""
 
 
 class MissingExtraError(W2vRayError, ImportError):

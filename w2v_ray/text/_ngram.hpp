@@ -263,9 +263,42 @@ class NgramModel {
         }
     }
 
+    // The log10 probability of lines of words as sentences, `</s>` included, and what it is made of.
+    struct TextScore {
+        double log10_prob = 0, log10_prob_unknown = 0;
+        std::uint64_t num_words = 0, num_unknown = 0, num_sentences = 0;
+    };
+    TextScore score_text(std::string_view text) const noexcept {
+        TextScore sum;
+        const char *at = text.data(), *const end = at + text.size();
+        while (at != end) {
+            State state = begin_state();
+            bool has_words = false;
+            for (; at != end && *at != '\n';) {
+                const char *const start = at;
+                while (at != end && !is_space(*at)) ++at;
+                if (at == start) {
+                    ++at;
+                    continue;
+                }
+                const Scored scored = score(state, word({start, std::size_t(at - start)}));
+                state = scored.next;
+                has_words = true;
+                ++sum.num_words;
+                sum.log10_prob += scored.log10_prob;
+                if (!scored.known) ++sum.num_unknown, sum.log10_prob_unknown += scored.log10_prob;
+            }
+            if (at != end) ++at;
+            if (!has_words) continue;
+            ++sum.num_sentences;
+            sum.log10_prob += score(state, end_of_sentence()).log10_prob;
+        }
+        return sum;
+    }
+
     // Whether the body is what was written. Reads all of it.
     bool is_intact() const noexcept {
-        return detail::bytes_hash(letters_end_of_header(), size_ - sizeof(detail::Header)) == header_->body_checksum;
+        return detail::bytes_hash(header_ + 1, size_ - sizeof(detail::Header)) == header_->body_checksum;
     }
 
     static std::shared_ptr<NgramModel> from_bytes(std::string_view bytes) {
@@ -339,7 +372,7 @@ class NgramModel {
     detail::Node known_context(State state) const noexcept {
         return state < header_->num_contexts ? static_cast<detail::Node>(state) : detail::kNull;
     }
-    const char *letters_end_of_header() const noexcept { return reinterpret_cast<const char *>(header_ + 1); }
+    static bool is_space(char letter) { return letter == ' ' || (letter >= '\t' && letter <= '\r'); }
 
     const detail::Slot *find(detail::Node context, Word word) const noexcept {
         const std::uint64_t hash = detail::arc_hash(context, word);
@@ -659,7 +692,7 @@ class NgramBuilder {
         }
         ++seen_;
         if (order_ == 1) {
-            add_unigram(fields[1], prob, backoff);
+            add_unigram(fields[1], -std::fabs(prob), backoff);
         } else {
             std::array<Word, kMaxOrder> words;
             for (unsigned i = 0; i < order_; ++i) {
@@ -668,7 +701,7 @@ class NgramBuilder {
                     fail("holds the word " + detail::quoted(fields[i + 1]) + ", which is not among the 1-grams");
                 }
             }
-            add_ngram(words.data(), prob, backoff, is_longest);
+            add_ngram(words.data(), -std::fabs(prob), backoff, is_longest);
         }
     }
 
@@ -752,7 +785,6 @@ class NgramBuilder {
     }
 
     void add_ngram(const Word *words, float prob, float backoff, bool is_longest) {
-        prob = -std::fabs(prob);
         const Word *const end = words + order_;
         const Word *const last = end - 1;
         const Node suffix = order_ == 2 ? Node(*last) : find(words + 1, end);
@@ -786,7 +818,7 @@ class NgramBuilder {
             if (longer == kNone) break;
             lower = longer;
         }
-        float prob = -std::fabs(grams_[lower].prob);
+        float prob = grams_[lower].prob;
         while (--basis > words) {
             const Node context = find(basis, last);
             if (context == kNone) fail_for_context(words);
@@ -895,7 +927,7 @@ class NgramBuilder {
     std::vector<std::uint64_t> declared_;
     unsigned order_ = 0;  // of the section being read
     std::uint64_t seen_ = 0;
-    std::vector<Gram> grams_{{0.0f, 0.0f, kNone}};  // KenLM's values for an <unk> that is never listed
+    std::vector<Gram> grams_{{-0.0f, 0.0f, kNone}};  // KenLM's values for an <unk> that is never listed
     std::vector<Arc> arcs_;
     std::size_t num_arcs_ = 0;
     bool has_unk_ = false;
@@ -979,6 +1011,18 @@ inline void bind_ngram(nanobind::module_ &module) {
                 return std::pair(scored.log10_prob, scored.next);
             },
             "state"_a, "word"_a)
+        .def(
+            "score_text",
+            [](const NgramModel &model, nb::bytes lines) {
+                NgramModel::TextScore sum;
+                {
+                    nb::gil_scoped_release release;
+                    sum = model.score_text({lines.c_str(), lines.size()});
+                }
+                return nb::make_tuple(sum.log10_prob, sum.num_words, sum.num_sentences, sum.log10_prob_unknown,
+                                      sum.num_unknown);
+            },
+            "lines"_a)
         .def("is_intact", &NgramModel::is_intact, nb::call_guard<nb::gil_scoped_release>())
         .def(
             "save",
@@ -990,18 +1034,13 @@ inline void bind_ngram(nanobind::module_ &module) {
             "path"_a)
         .def_static(
             "map", [](nb::object path) { return NgramModel::map(to_path(path)); }, "path"_a)
-        .def_static(
-            "from_bytes",
-            [](nb::bytes bytes) {
-                return NgramModel::from_bytes({bytes.c_str(), bytes.size()});
-            },
-            "bytes"_a)
-        .def("__reduce__", [](nb::handle self) {
+        .def(nb::new_([](nb::bytes bytes) { return NgramModel::from_bytes({bytes.c_str(), bytes.size()}); }), "bytes"_a)
+        .def(nb::new_([](nb::str path) { return NgramModel::map(to_path(path)); }), "path"_a)
+        .def("__reduce__", [](nb::handle self) {  // a mapped model travels as its path, any other as its bytes
             const auto &model = nb::cast<const NgramModel &>(self);
-            const nb::handle type = nb::type<NgramModel>();
-            if (!model.path().empty()) return nb::make_tuple(type.attr("map"), nb::make_tuple(self.attr("path")));
-            const nb::bytes bytes(model.bytes().data(), model.bytes().size());
-            return nb::make_tuple(type.attr("from_bytes"), nb::make_tuple(bytes));
+            nb::object content = self.attr("path");
+            if (content.is_none()) content = nb::bytes(model.bytes().data(), model.bytes().size());
+            return nb::make_tuple(nb::type<NgramModel>(), nb::make_tuple(content));
         });
 
     nb::class_<NgramBuilder>(module, "NgramBuilder")
