@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from w2v_ray import __version__, cli_lm
-from w2v_ray.cli_decode import add_decoder_arguments, add_redecode, decoder_values, redecode
+from w2v_ray.cli_decode import (
+    add_decoder_arguments,
+    add_redecode,
+    decoder_values,
+    quieten_ray,
+    redecode,
+    run_redecode,
+)
 from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
     CheckpointError,
@@ -86,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         parents=[common],
         help="transcribe the small archive of real speech that comes with the package",
-        description="Transcribe the archive that comes with the package, with the checkpoint beside it.",
+        description="Transcribe the archive that comes with the package, with the checkpoint beside it: greedily, and "
+        "again with a language model from what was kept of the encoder's work.",
     )
     demo.add_argument(
         "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"
@@ -203,8 +210,7 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     else:
         if not args.json:
             console.show_plan(plan)
-        if not args.debug:  # Ray's native part warns on standard error of how Ray Data passes its arguments
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        quieten_ray(args)
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
         with console.shown_progress(quiet=args.json) as on_progress:
@@ -233,8 +239,24 @@ def _demo(args: argparse.Namespace) -> int:
     from w2v_ray import console, demo
 
     demo.clear(args.output)
-    job = JobConfig(inputs=demo.INPUTS, output=args.output, model=str(demo.CHECKPOINT), shard_seconds=30)
-    code = _run_job(job, args)
+    job = JobConfig(
+        inputs=demo.INPUTS,
+        output=args.output,
+        model=str(demo.CHECKPOINT),
+        shard_seconds=30,
+        keep_log_probs=_KEPT_TOKENS,
+    )
+    again = RedecodeConfig(
+        source=args.output, output=demo.redecoded(args.output), lm=str(demo.LANGUAGE_MODEL)
+    )
+    quieten_ray(args)
+    from w2v_ray.pipeline import running_ray
+
+    with running_ray():  # one for both
+        code = _run_job(job, args)
+        if not args.json:
+            print("decoding again with a language model, from what was kept of the encoder", file=sys.stderr)
+        run_redecode(again, args)
     if not args.json:
         console.show_demo(args.output)
     return code

@@ -11,7 +11,14 @@ from w2v_ray.config import RedecodeConfig
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
 
-__all__ = ["add_decoder_arguments", "add_redecode", "decoder_values", "redecode"]
+__all__ = [
+    "add_decoder_arguments",
+    "add_redecode",
+    "decoder_values",
+    "quieten_ray",
+    "redecode",
+    "run_redecode",
+]
 
 _HELP = {
     "lm": "language model: ARPA, .w2vlm or KenLM file or URL, or 'checkpoint' for the model's own",
@@ -103,12 +110,17 @@ def run_redecode(job: RedecodeConfig, args: argparse.Namespace) -> Any:
         return summarize(job, plan, [], 0.0)
     if not args.json:
         console.show_plan(plan)
-    if not args.debug:  # as in a run of the whole pipeline
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    quieten_ray(args)
     from w2v_ray.pipeline import run_redecode_plan  # torch and Ray load only where there is work for them
 
     with console.shown_progress(quiet=args.json) as on_progress:
         return run_redecode_plan(job, plan, vocabulary, on_progress=on_progress)
+
+
+def quieten_ray(args: argparse.Namespace) -> None:
+    """Hides what Ray's native part writes to standard error of how Ray Data passes its arguments."""
+    if not args.debug:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _hotwords(given: str | None) -> tuple[str, ...]:

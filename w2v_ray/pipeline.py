@@ -42,7 +42,7 @@ from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
-__all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan"]
+__all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def run_plan(
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
-        with _ray():
+        with running_ray():
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
             meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
@@ -211,7 +211,7 @@ def run_redecode_plan(
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
-        with _ray():
+        with running_ray():
             cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             pools = Pools.for_redecode(job, cpus=cpus)
             with _data_settings(_REDECODE_STORE_BYTES), _reported(plan, None, summaries, on_progress):
@@ -277,7 +277,7 @@ def _all_cores(pools: Pools) -> int:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def running_ray() -> Iterator[None]:
     """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
     if ray.is_initialized():
         yield

@@ -121,7 +121,7 @@ class _Lattice:
         self._skips_WS[:, 3::2] = label_WS[:, 3::2] != label_WS[:, 1:-2:2]
         exists_WS = np.arange(label_WS.shape[1]) < self._states[:, None]
         first = np.array([word.start_frame for word in words])
-        frame_WT = np.minimum(first[:, None] + np.arange(int(self._frames.max())), len(log_probs) - 1)
+        frame_WT = np.minimum(first[:, None] + np.arange(max(1, int(self._frames.max()))), len(log_probs) - 1)
         scores = np.clip(log_probs.astype(np.float64), _NEVER, 0)
         self._score_TWS = np.where(exists_WS, scores[frame_WT.T[:, :, None], label_WS], _NEVER)
 
@@ -146,7 +146,7 @@ class _Lattice:
         rows, last = np.arange(len(a_WS)), self._states - 1
         total_W = a_WS[rows, last] + a_WS[rows, last - 1]
         with np.errstate(divide="ignore"):  # no path: a word in fewer frames than it needs
-            return np.minimum(np.log(total_W) + log_scale_W, 0.0)
+            return np.where(self._frames > 0, np.minimum(np.log(total_W) + log_scale_W, 0.0), -np.inf)
 
     def best_paths(self) -> list[NDArray[np.intp] | None]:
         """The state of each frame on the likeliest path of each word; None where it has no path."""

@@ -87,8 +87,11 @@ class BeamSearch:
 
     def _transcript(self, emission: NDArray[np.float32], beam: Any, characters: bool) -> Transcript:
         *_, frames_of_words, logit_score, lm_score = beam
-        spelled = []
+        spelled: list[SpelledWord] = []
         for word, (start, end) in frames_of_words:
+            # Where two ways to a text merge, its frames are of one of them: they are kept in order here.
+            start = max(start, spelled[-1].end_frame if spelled else 0)
+            end = max(end, start)
             columns = self._spell(word)
             texts = tuple(self._texts[column].removeprefix(_WORD_START) for column in columns)
             spelled.append(SpelledWord(word, columns, texts, start, end))
