@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         parents=[common],
         help="transcribe the small archive of real speech that comes with the package",
-        description="Transcribe the archive that comes with the package, with the checkpoint beside it: greedily, and "
-        "again with a language model from what was kept of the encoder's work.",
+        description="Transcribe the archive that comes with the package, with the checkpoint beside it, and "
+        "decode it again with a language model from what was kept of the encoder's work.",
     )
     demo.add_argument(
         "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"

@@ -1,7 +1,7 @@
-"""How sure the words of a transcript are, and where in each its characters lie, from the emission alone.
+"""How sure the words of a transcript are, from the emission alone and whoever found them.
 
-All words of an emission go through one lattice: for each word a row of states, blanks around its labels,
-and a step a frame. It knows what was recognised and not how.
+All words of an emission go through one lattice: for each word a row of states, blanks around its tokens,
+and a step a frame.
 """
 
 from __future__ import annotations
@@ -15,20 +15,35 @@ from numpy.typing import NDArray
 
 from w2v_ray.text.transcript import Character, Word
 
-__all__ = ["SpelledWord", "place_characters", "score_words", "text_confidence"]
+__all__ = ["SpelledWord", "Token", "score_characters", "score_words", "text_confidence"]
 
-_NEVER = -1e30  # a log-probability that no path recovers from, with which one can still reckon
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a word: what it spells, its column in the emission, and its frames."""
+
+    text: str
+    column: int
+    start_frame: int
+    end_frame: int
 
 
 @dataclass(frozen=True, slots=True)
 class SpelledWord:
-    """A word, the columns that spell it, their texts, and its frames."""
+    """A word, and the tokens that spell it, in order."""
 
     word: str
-    labels: tuple[int, ...]
-    texts: tuple[str, ...]
-    start_frame: int
-    end_frame: int
+    tokens: tuple[Token, ...]
+
+    @property
+    def start_frame(self) -> int:
+        """The first frame of its first token."""
+        return self.tokens[0].start_frame
+
+    @property
+    def end_frame(self) -> int:
+        """The frame after the last one of its last token."""
+        return self.tokens[-1].end_frame
 
 
 def score_words(
@@ -37,61 +52,40 @@ def score_words(
     """Says of each word how sure it is.
 
     The confidence is the probability that the emission gives to the word in the frames that the word
-    covers, the sum over all ways to spell its labels there, per label: its n-th root for n labels, so that
+    covers, the sum over all ways to spell its tokens there, per token: its n-th root for n tokens, so that
     long words are not less sure for being long. docs/decoding.md compares it with others.
 
     Args:
         log_probs: Natural log-probabilities, shape (frames, columns), without NaN.
-        words: In order.
+        words: In order, each of at least one token.
         blank: The column of the blank.
     """
     if not words:
         return []
-    log_likely = _Lattice(log_probs, words, blank).forward()
-    confidences = np.exp(log_likely / [len(word.labels) for word in words]).tolist()
+    confidences = np.exp(_log_likely(log_probs, words, blank) / [len(word.tokens) for word in words])
     return [
         Word(word=w.word, start_frame=w.start_frame, end_frame=w.end_frame, confidence=confidence)
-        for w, confidence in zip(words, confidences, strict=True)
+        for w, confidence in zip(words, confidences.tolist(), strict=True)
     ]
 
 
-def place_characters(
-    log_probs: NDArray[np.floating[Any]], words: Sequence[SpelledWord], *, blank: int
-) -> list[Character]:
-    """Finds the frames of each character: those of the likeliest way to spell the words in their frames.
-
-    The confidence is the highest probability that a character has in its frames. The characters of a word
-    that has fewer frames than it needs share these evenly, and have the confidence 0.
+def score_characters(log_probs: NDArray[np.floating[Any]], words: Sequence[SpelledWord]) -> list[Character]:
+    """Says of each token of the words how sure it is: its highest probability in its frames.
 
     Args:
         log_probs: As of ``score_words``.
         words: As of ``score_words``.
-        blank: As of ``score_words``.
     """
-    if not words:
-        return []
-    found = []
-    paths = _Lattice(log_probs, words, blank).best_paths()
-    for word, path in zip(words, paths, strict=True):
-        if path is None:
-            edges = np.linspace(word.start_frame, word.end_frame, len(word.labels) + 1).astype(int).tolist()
-            found += [
-                Character(char=text, start_frame=start, end_frame=end, confidence=0.0)
-                for text, start, end in zip(word.texts, edges[:-1], edges[1:], strict=True)
-            ]
-            continue
-        for index, (text, label) in enumerate(zip(word.texts, word.labels, strict=True)):
-            frames = np.flatnonzero(path == 2 * index + 1) + word.start_frame
-            peak = log_probs[frames, label].max()
-            found.append(
-                Character(
-                    char=text,
-                    start_frame=int(frames[0]),
-                    end_frame=int(frames[-1]) + 1,
-                    confidence=float(np.exp(min(float(peak), 0.0))),
-                )
-            )
-    return found
+    return [
+        Character(
+            char=token.text,
+            start_frame=token.start_frame,
+            end_frame=token.end_frame,
+            confidence=_peak(log_probs[token.start_frame : token.end_frame, token.column]),
+        )
+        for word in words
+        for token in word.tokens
+    ]
 
 
 def text_confidence(words: Sequence[Word]) -> float | None:
@@ -102,75 +96,48 @@ def text_confidence(words: Sequence[Word]) -> float | None:
         return float(np.exp(np.log([word.confidence for word in words]).mean()))
 
 
-class _Lattice:
-    """States of words side by side: 0 and the even ones are blanks, state 2 i + 1 is the label i.
+def _peak(log_probs: NDArray[np.floating[Any]]) -> float:
+    return float(np.exp(min(float(log_probs.max()), 0.0))) if len(log_probs) else 0.0
 
-    Letters in array names: W words, T frames of the longest, S states of the longest.
+
+def _log_likely(
+    log_probs: NDArray[np.floating[Any]], words: Sequence[SpelledWord], blank: int
+) -> NDArray[np.float64]:
+    """The natural logarithm of the probability of each word in its frames.
+
+    Letters in array names: W words, T frames of the longest, S states of the longest; 0 and the even states
+    are blanks, state 2 i + 1 is the token i.
     """
+    frames_W = np.array([word.end_frame - word.start_frame for word in words])
+    states_W = np.array([2 * len(word.tokens) + 1 for word in words])
+    column_WS = np.full((len(words), int(states_W.max())), blank)
+    for row, word in enumerate(words):
+        column_WS[row, 1 : states_W[row] : 2] = [token.column for token in word.tokens]
+    # A token may follow another at once unless both are the same, or else they would merge.
+    skips_WS = np.zeros(column_WS.shape)
+    skips_WS[:, 3::2] = column_WS[:, 3::2] != column_WS[:, 1:-2:2]
+    exists_WS = np.arange(column_WS.shape[1]) < states_W[:, None]
+    first_W = np.array([word.start_frame for word in words])
+    frame_WT = np.minimum(first_W[:, None] + np.arange(max(1, int(frames_W.max()))), len(log_probs) - 1)
+    likely = np.exp(np.minimum(log_probs.astype(np.float64), 0.0))
+    likely_TWS = np.where(exists_WS, likely[frame_WT.T[:, :, None], column_WS], 0.0)
 
-    def __init__(
-        self, log_probs: NDArray[np.floating[Any]], words: Sequence[SpelledWord], blank: int
-    ) -> None:
-        self._frames = np.array([word.end_frame - word.start_frame for word in words])
-        self._states = np.array([2 * len(word.labels) + 1 for word in words])
-        label_WS = np.full((len(words), int(self._states.max())), blank)
-        for row, word in enumerate(words):
-            label_WS[row, 1 : self._states[row] : 2] = word.labels
-        # A label may follow another at once unless both are the same, or else they would merge.
-        self._skips_WS = np.zeros(label_WS.shape, bool)
-        self._skips_WS[:, 3::2] = label_WS[:, 3::2] != label_WS[:, 1:-2:2]
-        exists_WS = np.arange(label_WS.shape[1]) < self._states[:, None]
-        first = np.array([word.start_frame for word in words])
-        frame_WT = np.minimum(first[:, None] + np.arange(max(1, int(self._frames.max()))), len(log_probs) - 1)
-        scores = np.clip(log_probs.astype(np.float64), _NEVER, 0)
-        self._score_TWS = np.where(exists_WS, scores[frame_WT.T[:, :, None], label_WS], _NEVER)
-
-    def forward(self) -> NDArray[np.float64]:
-        """The natural logarithm of the probability of each word: all paths through its states."""
-        score_TWS = np.exp(self._score_TWS)
-        a_WS = np.zeros(score_TWS.shape[1:])
-        a_WS[:, :2] = score_TWS[0, :, :2]
-        log_scale_W = np.zeros(len(a_WS))
-        skips_WS = self._skips_WS[:, 2:].astype(np.float64)
-        for t in range(1, len(score_TWS)):
-            next_WS = a_WS.copy()
-            next_WS[:, 1:] += a_WS[:, :-1]
-            next_WS[:, 2:] += skips_WS * a_WS[:, :-2]
-            next_WS *= score_TWS[t]
-            scale_W = next_WS.max(axis=1)
-            is_on = (t < self._frames) & (scale_W > 0)
-            dead = (t < self._frames) & (scale_W == 0)
-            a_WS[is_on] = next_WS[is_on] / scale_W[is_on, None]
-            a_WS[dead] = 0
-            log_scale_W[is_on] += np.log(scale_W[is_on])
-        rows, last = np.arange(len(a_WS)), self._states - 1
-        total_W = a_WS[rows, last] + a_WS[rows, last - 1]
-        with np.errstate(divide="ignore"):  # no path: a word in fewer frames than it needs
-            return np.where(self._frames > 0, np.minimum(np.log(total_W) + log_scale_W, 0.0), -np.inf)
-
-    def best_paths(self) -> list[NDArray[np.intp] | None]:
-        """The state of each frame on the likeliest path of each word; None where it has no path."""
-        length, num_words, num_states = self._score_TWS.shape
-        a_WS = np.full((num_words, num_states), _NEVER)
-        a_WS[:, :2] = self._score_TWS[0, :, :2]
-        steps_TWS = np.zeros((length, num_words, num_states), np.int8)
-        never = np.full((num_words, 2), _NEVER)
-        for t in range(1, length):
-            one = np.concatenate([never[:, :1], a_WS[:, :-1]], axis=1)
-            two = np.where(self._skips_WS, np.concatenate([never, a_WS[:, :-2]], axis=1), _NEVER)
-            choices = np.stack([a_WS, one, two])
-            steps_TWS[t] = choices.argmax(axis=0)
-            is_on = t < self._frames
-            a_WS[is_on] = (choices.max(axis=0) + self._score_TWS[t])[is_on]
-        paths: list[NDArray[np.intp] | None] = []
-        for word, (frames, states) in enumerate(zip(self._frames, self._states, strict=True)):
-            state = states - 1 if a_WS[word, states - 1] > a_WS[word, states - 2] else states - 2
-            if frames < 1 or a_WS[word, state] <= _NEVER / 2:
-                paths.append(None)
-                continue
-            path = np.empty(frames, np.intp)
-            for t in range(frames - 1, -1, -1):
-                path[t] = state
-                state -= steps_TWS[t, word, state]
-            paths.append(path)
-        return paths
+    a_WS = np.zeros(column_WS.shape)
+    a_WS[:, :2] = likely_TWS[0, :, :2]
+    log_scale_W = np.zeros(
+        len(words)
+    )  # what a was divided by, as long words would underflow
+    for t in range(1, len(likely_TWS)):
+        next_WS = a_WS.copy()
+        next_WS[:, 1:] += a_WS[:, :-1]
+        next_WS[:, 2:] += skips_WS[:, 2:] * a_WS[:, :-2]
+        next_WS *= likely_TWS[t]
+        scale_W = next_WS.max(axis=1)
+        scale_W[scale_W == 0] = 1
+        is_on_W = t < frames_W
+        a_WS[is_on_W] = next_WS[is_on_W] / scale_W[is_on_W, None]
+        log_scale_W[is_on_W] += np.log(scale_W[is_on_W])
+    rows_W = np.arange(len(words))
+    total_W = a_WS[rows_W, states_W - 1] + a_WS[rows_W, states_W - 2]
+    with np.errstate(divide="ignore"):  # no way at all: a word in fewer frames than it needs
+        return np.where(frames_W > 0, np.minimum(np.log(total_W) + log_scale_W, 0.0), -np.inf)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2v_ray.errors import CheckpointError, EncodeError
-from w2v_ray.text.confidence import SpelledWord, place_characters, score_words, text_confidence
+from w2v_ray.text.confidence import SpelledWord, Token, score_characters, score_words, text_confidence
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 from w2v_ray.text.transcript import Transcript
 
@@ -85,7 +85,7 @@ def decode_greedy(
     Args:
         log_probs: Natural log-probabilities, shape (frames, columns).
         labels: What the columns stand for.
-        characters: Whether to place characters too.
+        characters: Whether to score characters too.
 
     Returns:
         The text, and words from the first frame of their first token to the end of the last frame of
@@ -106,24 +106,21 @@ def decode_greedy(
 
     is_space = labels.is_space[columns]
     edges = np.flatnonzero(np.diff(np.concatenate([[True], is_space, [True]])))
+    change = str.lower if labels.tokenizer.do_lower_case else str
+    tokens = [
+        Token(change(text), column, start, end)
+        for text, column, start, end in zip(
+            texts, columns.tolist(), starts.tolist(), ends.tolist(), strict=True
+        )
+    ]
     spelled = []
     for first, end in edges.reshape(-1, 2).tolist():
-        word = "".join(texts[first:end]).strip()
-        if not word:
-            continue
-        spelled.append(
-            SpelledWord(
-                word.lower() if labels.tokenizer.do_lower_case else word,
-                tuple(columns[first:end].tolist()),
-                tuple(texts[first:end]),
-                int(starts[first]),
-                int(ends[end - 1]),
-            )
-        )
+        if word := "".join(texts[first:end]).strip():
+            spelled.append(SpelledWord(change(word), tuple(tokens[first:end])))
     words = score_words(scores, spelled, blank=labels.blank)
     return Transcript(
         text=labels.tokenizer.finish_text("".join(texts)),
         confidence=text_confidence(words),
         words=words,
-        characters=place_characters(scores, spelled, blank=labels.blank) if characters else None,
+        characters=score_characters(scores, spelled) if characters else None,
     )

@@ -16,7 +16,7 @@ from typing import Any
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, LanguageModelError
 from w2v_ray.hub import checkpoint_file
-from w2v_ray.text.beam import LanguageModel
+from w2v_ray.text.fusion import LanguageModel
 from w2v_ray.text.language_model import KenlmModel, NgramModel, cache_folder, open_language_model
 
 __all__ = [
@@ -109,9 +109,11 @@ def load_language_model(
     """
     model = _opened(source.path)
     known = unigrams or source.unigrams
-    words = read_words(known) if known else model.words() if isinstance(model, NgramModel) else None
     given = {name: value for name, value in (("alpha", alpha), ("beta", beta)) if value is not None}
-    return LanguageModel(model, words, **(dict(source.settings) | given))
+    weights = dict(source.settings) | given
+    if known is None and isinstance(model, NgramModel):
+        return LanguageModel.of_all_words(model, **weights)
+    return LanguageModel(model, read_words(known) if known else None, **weights)
 
 
 def read_words(path: str) -> list[str]:

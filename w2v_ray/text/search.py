@@ -1,21 +1,20 @@
 """A beam search set up once for many emissions: what it finds, as transcripts with frames and confidences.
 
-The search itself is in ``beam``. Here the columns of an emission become its labels, and its words become
-those columns again.
+The search itself is in ``beam``; here the columns of an emission become its labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from w2v_ray.text.beam import Alphabet, BeamSearchDecoderCTC, LanguageModel
-from w2v_ray.text.confidence import SpelledWord, place_characters, score_words, text_confidence
+from w2v_ray.text.alphabet import build_alphabet
+from w2v_ray.text.beam import BeamSearchDecoderCTC, Hypothesis
+from w2v_ray.text.confidence import SpelledWord, Token, score_characters, score_words, text_confidence
+from w2v_ray.text.fusion import LanguageModel
 from w2v_ray.text.greedy import CTCLabels
 from w2v_ray.text.transcript import Transcript
 
@@ -26,7 +25,7 @@ _WORD_START = "\u2581"  # begins the pieces that begin a word, where labels are 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """How wide to search, and for what."""
+    """How wide to search, and for what; as of BeamSearchDecoderCTC."""
 
     beam_width: int = 100
     beam_prune_logp: float = -10.0
@@ -50,19 +49,10 @@ class BeamSearch:
         self._tokenizer = labels.tokenizer
         # One column a label: others of the same token, as padded output layers have them, are left out.
         self._columns = np.unique(labels.merged)
-        texts = [self._text(labels, column) for column in self._columns.tolist()]
-        alphabet = Alphabet.build_alphabet(texts)
-        self._texts: list[str] = alphabet.labels
         self._blank = int(np.flatnonzero(self._columns == labels.blank)[0])
+        alphabet = build_alphabet([_label(labels, column) for column in self._columns.tolist()])
         self._search = BeamSearchDecoderCTC(alphabet, language_model)
-        self._options = {
-            "beam_width": options.beam_width,
-            "beam_prune_logp": options.beam_prune_logp,
-            "token_min_logp": options.token_min_logp,
-            "hotwords": list(options.hotwords) or None,
-            "hotword_weight": options.hotword_weight,
-        }
-        self._spell = cache(self._spell_anew)
+        self._options = asdict(options)
 
     def decode(
         self,
@@ -75,61 +65,47 @@ class BeamSearch:
 
         Args:
             emissions: Natural log-probabilities, shape (frames, columns) each.
-            characters: Whether to place characters too.
+            characters: Whether to score characters too.
             num_threads: Emissions that are searched at once.
         """
-        taken = [np.ascontiguousarray(emission[:, self._columns]) for emission in emissions]
-        found = self._search.decode_beams_batch(None, taken, num_threads=num_threads, **self._options)
+        # No probability at all is a number that the search takes, far below what it keeps.
+        taken = [np.maximum(emission[:, self._columns], np.float32(-1e4)) for emission in emissions]
+        found = self._search.decode_hypotheses(
+            taken, prune_history=True, num_threads=num_threads, **self._options
+        )
         return [
-            self._transcript(emission, beams[0], characters)
-            for emission, beams in zip(taken, found, strict=True)
+            self._transcript(emission, hypotheses[0], characters)
+            for emission, hypotheses in zip(taken, found, strict=True)
         ]
 
-    def _transcript(self, emission: NDArray[np.float32], beam: Any, characters: bool) -> Transcript:
-        *_, frames_of_words, logit_score, lm_score = beam
-        spelled: list[SpelledWord] = []
-        for word, (start, end) in frames_of_words:
-            # Where two ways to a text merge, its frames are of one of them: they are kept in order here.
-            start = max(start, spelled[-1].end_frame if spelled else 0)
-            end = max(end, start)
-            columns = self._spell(word)
-            texts = tuple(self._texts[column].removeprefix(_WORD_START) for column in columns)
-            spelled.append(SpelledWord(word, columns, texts, start, end))
+    def _transcript(self, emission: NDArray[np.float32], found: Hypothesis, characters: bool) -> Transcript:
+        tokens: list[list[Token]] = [[] for _ in found.words]
+        position = 0
+        for label, column, start, end, word in found.tokens:
+            if word >= 0:
+                # Where two ways to a text merge, its frames are of one of them: they are kept in order here.
+                start = max(start, position)
+                position = end = max(start, end)
+                tokens[word].append(Token(label.removeprefix(_WORD_START), column, start, end))
+        spelled = [
+            SpelledWord(word, tuple(own)) for (word, _), own in zip(found.words, tokens, strict=True) if own
+        ]
         words = score_words(emission, spelled, blank=self._blank)
-        joined = self._tokenizer.replace_word_delimiter_char.join(word.word for word in words)
+        text = self._tokenizer.replace_word_delimiter_char.join(word.word for word in words)
         return Transcript(
-            text=self._tokenizer.finish_text(joined),
+            text=self._tokenizer.finish_text(text),
             confidence=text_confidence(words),
             words=words,
-            characters=place_characters(emission, spelled, blank=self._blank) if characters else None,
-            logit_score=float(logit_score),
-            lm_score=float(lm_score),
+            characters=score_characters(emission, spelled) if characters else None,
+            logit_score=found.logit_score,
+            lm_score=found.lm_score,
         )
 
-    def _text(self, labels: CTCLabels, column: int) -> str:
-        if labels.is_blank[column]:
-            return ""
-        if labels.is_space[column]:
-            return " "
-        text = labels.texts[column]
-        return text.lower() if self._tokenizer.do_lower_case else text
 
-    def _spell_anew(self, word: str) -> tuple[int, ...]:
-        """The columns whose texts make the word: as few as can be, the first of those that begin words."""
-        of_text = {text: column for column, text in enumerate(self._texts) if text.strip()}
-        fewest: list[tuple[int, ...] | None] = [(), *([None] * len(word))]
-        for end in range(1, len(word) + 1):
-            for start in range(end):
-                before = fewest[start]
-                piece = word[start:end]
-                column = of_text.get(piece)
-                if start == 0:
-                    column = of_text.get(_WORD_START + piece, column)
-                if before is None or column is None:
-                    continue
-                best = fewest[end]
-                if best is None or len(before) + 1 < len(best):
-                    fewest[end] = (*before, column)
-        spelled = fewest[-1]
-        assert spelled is not None, f"the search made {word!r} of labels that do not spell it"
-        return spelled
+def _label(labels: CTCLabels, column: int) -> str:
+    if labels.is_blank[column]:
+        return ""
+    if labels.is_space[column]:
+        return " "
+    text = labels.texts[column]
+    return text.lower() if labels.tokenizer.do_lower_case else text

@@ -34,6 +34,8 @@ def keep_top_tokens(log_probs: NDArray[np.floating[Any]], *, count: int, blank: 
         frame keeps fewer, the column is 0 and the log-probability minus infinity.
     """
     frames, columns = log_probs.shape
+    if not frames:
+        return b"", b""
     others = min(count, columns) - 1
     values = log_probs.astype(np.float32)
     kept = np.empty((others + 1, frames), np.float32)
