@@ -12,11 +12,12 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "w2v_ray"
 
 # A file or folder directly under w2v_ray/ -> what it may import from its siblings. "w2v_ray" is __init__.py.
-# pipeline and plugin look into a checkpoint's config and processor, to refuse it before any worker starts.
+# job looks into a checkpoint's config and processor, to refuse it before any worker starts.
 ARROWS = """
 errors     ->
 schema     ->
-config     -> errors
+decoder_config -> errors
+config     -> decoder_config errors
 hub        -> errors
 stores     -> errors
 audio      -> errors hub
@@ -29,14 +30,18 @@ plan       -> audio errors inputs schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio errors models processors schema stores text
-job        -> config errors hub models plan processors schema stores
-pipeline   -> config errors hub job packing plan progress schema stages
-plugin     -> errors hub models packing schema stages
+stages     -> audio decoder_config errors models processors schema stores text
+frame_rate -> audio errors hub models processors schema
+decoding   -> decoder_config errors stores text
+job        -> config decoding errors frame_rate hub plan processors stores text
+pools      -> config errors
+pipeline   -> config decoding errors hub job packing plan pools progress schema stages stores
+plugin     -> decoder_config decoding errors hub job packing schema stages
 demo       -> errors
 console    -> demo job metrics plan progress
 cli_lm     -> errors text
-cli        -> cli_lm config console demo errors job pipeline plan w2v_ray
+cli_decode -> config console decoder_config errors job pipeline
+cli        -> cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin"}  # everything else runs and is tested without it

@@ -40,6 +40,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DecodeError",
+    "DecoderConfig",
     "EmptyAudioError",
     "EncodeError",
     "FlaxCausalLMOutput",
@@ -55,6 +56,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "ReadError",
+    "RedecodeConfig",
     "RunSummary",
     "SeamlessM4TFeatureExtractor",
     "SequenceClassifierOutput",
@@ -85,6 +87,7 @@ __all__ = [
     "Wav2Vec2Processor",
     "XVectorOutput",
     "__version__",
+    "redecode",
     "run",
     "transcribe",
 ]
@@ -94,7 +97,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
     from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
-    from w2v_ray.config import JobConfig
+    from w2v_ray.config import JobConfig, RedecodeConfig
+    from w2v_ray.decoder_config import DecoderConfig
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import (
         AutoModel,
@@ -139,7 +143,7 @@ if TYPE_CHECKING:
     from w2v_ray.models.wav2vec2 import Wav2Vec2Model
     from w2v_ray.models.wav2vec2_bert import Wav2Vec2BertModel
     from w2v_ray.models.xvector import Wav2Vec2BertForXVector, Wav2Vec2ForXVector
-    from w2v_ray.pipeline import run
+    from w2v_ray.pipeline import redecode, run
     from w2v_ray.plugin import transcribe
     from w2v_ray.processors import (
         AutoFeatureExtractor,
@@ -162,6 +166,7 @@ else:
         "AutoProcessor": "w2v_ray.processors",
         "AutoTokenizer": "w2v_ray.processors",
         "CausalLMOutput": "w2v_ray.models.outputs",
+        "DecoderConfig": "w2v_ray.decoder_config",
         "FlaxCausalLMOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2BaseModelOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2ForCTC": "w2v_ray.models.flax",
@@ -169,6 +174,7 @@ else:
         "FlaxWav2Vec2ForPreTrainingOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2Model": "w2v_ray.models.flax",
         "JobConfig": "w2v_ray.config",
+        "RedecodeConfig": "w2v_ray.config",
         "RunSummary": "w2v_ray.job",
         "SeamlessM4TFeatureExtractor": "w2v_ray.audio.seamless",
         "SequenceClassifierOutput": "w2v_ray.models.outputs",
@@ -196,6 +202,7 @@ else:
         "Wav2Vec2Model": "w2v_ray.models.wav2vec2",
         "Wav2Vec2Processor": "w2v_ray.processors",
         "XVectorOutput": "w2v_ray.models.outputs",
+        "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",
     }

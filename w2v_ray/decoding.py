@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import OutputError
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["check_decoder", "read_vocabulary", "write_vocabulary"]
+__all__ = ["check_decoder", "reachable", "read_vocabulary", "write_vocabulary"]
 
 _RECORD = "_vocabulary.json"  # in log_probs/; readers of Parquet folders pass over such names
 
@@ -70,6 +71,16 @@ def check_decoder(
         check_letters(f"unigrams {decoder.unigrams!r}", read_words(decoder.unigrams), letters)
         fields["unigrams"] = content_of(decoder.unigrams)
     return fields
+
+
+def reachable(decoder: DecoderConfig) -> DecoderConfig:
+    """The same settings, with files named so that workers find them, who have other working folders."""
+    absolute: dict[str, Any] = {
+        name: stores.canonical(path)
+        for name in ("lm", "unigrams")
+        if (path := getattr(decoder, name)) is not None and path != "checkpoint"
+    }
+    return replace(decoder, **absolute)
 
 
 def write_vocabulary(output: str, tokenizer: Wav2Vec2CTCTokenizer, *, seconds_per_frame: float) -> None:

@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -23,9 +22,8 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
-from w2v_ray import stores
 from w2v_ray.config import JobConfig, RedecodeConfig
-from w2v_ray.decoder_config import DecoderConfig
+from w2v_ray.decoding import reachable
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.packing import PackedStage, pack, unpack
@@ -81,7 +79,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
     text = DecodeTextConfig(
         tokenizer=vocabulary.tokenizer,
         seconds_per_frame=vocabulary.seconds_per_frame,
-        decoder=_reachable(job.decoder()),
+        decoder=reachable(job.decoder()),
         model=model,
         revision=job.revision,
         num_threads=pools.decoder_threads,
@@ -119,7 +117,7 @@ def build_redecode(job: RedecodeConfig, plan: Plan, vocabulary: Vocabulary, pool
     text = DecodeTextConfig(
         tokenizer=vocabulary.tokenizer,
         seconds_per_frame=vocabulary.seconds_per_frame,
-        decoder=_reachable(job.decoder()),
+        decoder=reachable(job.decoder()),
         num_threads=pools.decoder_threads,
     )
     write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint)
@@ -252,16 +250,6 @@ def _task(pools: Pools) -> dict[str, Any]:
         "compute": TaskPoolStrategy(size=pools.num_readers),
         "max_retries": _MAX_RETRIES,
     }
-
-
-def _reachable(decoder: DecoderConfig) -> DecoderConfig:
-    """The same files under names that do not depend on the working folder, which workers have another of."""
-    absolute = {
-        name: stores.canonical(path)
-        for name in ("lm", "unigrams")
-        if (path := getattr(decoder, name)) is not None and path != "checkpoint"
-    }
-    return replace(decoder, **absolute)
 
 
 @contextmanager

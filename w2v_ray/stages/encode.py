@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +94,8 @@ class Encode:
             settings.receptive_samples if isinstance(settings, Wav2Vec2Config) else FRAME_LENGTH + FRAME_SHIFT
         )
         # Where features are much work, they are made where the model is.
-        self._on_device = {"device": self._device} if self._model.main_input_name == "input_features" else {}
+        makes_features = self._model.main_input_name == "input_features"
+        self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._num_threads is not None:

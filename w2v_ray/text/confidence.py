@@ -124,9 +124,7 @@ def _log_likely(
 
     a_WS = np.zeros(column_WS.shape)
     a_WS[:, :2] = likely_TWS[0, :, :2]
-    log_scale_W = np.zeros(
-        len(words)
-    )  # what a was divided by, as long words would underflow
+    log_scale_W = np.zeros(len(words))  # what a was divided by, as long words would underflow
     for t in range(1, len(likely_TWS)):
         next_WS = a_WS.copy()
         next_WS[:, 1:] += a_WS[:, :-1]
