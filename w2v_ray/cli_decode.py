@@ -75,8 +75,8 @@ def add_redecode(commands: Any, common: argparse.ArgumentParser) -> None:
         "redecode",
         parents=[common],
         help="decode again what a job kept with --keep-log-probs, with another decoder",
-        description="Decode the log-probabilities that a job kept again, into a table of their own: no audio\n"
-        "is read and no encoder runs. Running it again does only what is missing.",
+        description="Decode the log-probabilities that a job kept again, into a table of their own: no\n"
+        "audio is read and no encoder runs. Running it again does only what is missing.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -365,11 +365,13 @@ def test_log_probs_of_wav2vec2_bert_are_those_of_the_model_alone(tiny_bert_check
     assert (error["error_class"], "needs 560" in error["message"]) == ("TooShortError", True)
 
 
-@pytest.mark.parametrize("attn_implementation", ["auto", "eager", "flex_attention"])
-def test_every_kernel_that_runs_here_can_be_chosen(tiny_checkpoint: Path, attn_implementation: str) -> None:
+def test_the_kernel_can_be_left_to_the_model(tiny_checkpoint: Path) -> None:
     waves = [wave(8_000, 1), wave(6_000, 2)]
-    ours = log_probs_of(encoder(tiny_checkpoint, attn_implementation=attn_implementation)(table_of(waves)))
-    for one, other in zip(ours, log_probs_of(encoder(tiny_checkpoint)(table_of(waves))), strict=True):
+    chosen, named = (
+        log_probs_of(encoder(tiny_checkpoint, attn_implementation=name)(table_of(waves)))
+        for name in ("auto", "sdpa")
+    )
+    for one, other in zip(chosen, named, strict=True):
         assert one is not None
         assert other is not None
-        assert np.abs(one.astype(np.float32) - other.astype(np.float32)).max() < 0.02
+        assert (one == other).all()

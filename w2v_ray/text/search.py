@@ -68,8 +68,7 @@ class BeamSearch:
             characters: Whether to score characters too.
             num_threads: Emissions that are searched at once.
         """
-        # No probability at all is a number that the search takes, far below what it keeps.
-        taken = [np.maximum(emission[:, self._columns], np.float32(-1e4)) for emission in emissions]
+        taken = [self._taken(emission) for emission in emissions]
         found = self._search.decode_hypotheses(
             taken, prune_history=True, num_threads=num_threads, **self._options
         )
@@ -77,6 +76,14 @@ class BeamSearch:
             self._transcript(emission, hypotheses[0], characters)
             for emission, hypotheses in zip(taken, found, strict=True)
         ]
+
+    def hypotheses(self, emission: NDArray[np.float32], *, n_best: int) -> list[Hypothesis]:
+        """The best texts of one emission, as the search itself gives them."""
+        return self._search.decode_hypotheses([self._taken(emission)], n_best=n_best, **self._options)[0]
+
+    def _taken(self, emission: NDArray[np.float32]) -> NDArray[np.float32]:
+        # No probability at all is a number that the search takes, far below what it keeps.
+        return np.maximum(emission[:, self._columns], np.float32(-1e4))
 
     def _transcript(self, emission: NDArray[np.float32], found: Hypothesis, characters: bool) -> Transcript:
         tokens: list[list[Token]] = [[] for _ in found.words]
