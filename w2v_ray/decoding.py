@@ -54,7 +54,8 @@ def check_decoder(
     )
 
     lower = str.lower if tokenizer.do_lower_case else str
-    letters = [lower(token) for token in tokenizer.encoder]
+    special = set(tokenizer.all_special_tokens)
+    letters = [lower(token) for token in tokenizer.encoder if token not in special]
     if decoder.hotwords:
         words = [word for phrase in decoder.hotwords for word in phrase.split()]
         for word in words:

@@ -34,6 +34,7 @@ CHECKPOINT = "checkpoint"  # as the name of a language model: the one that lies 
 _FOLDER = "language_model"
 _SETTINGS = ("alpha", "beta", "unk_score_offset", "score_boundary")
 _SAMPLED_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 16
 _SAMPLED_WORDS = 20_000
 _GZIP_MAGIC = b"\x1f\x8b"
 _FITTING_SHARE = 0.5  # of sampled words: far below what any language model of the right script has
@@ -224,29 +225,42 @@ def _check_exists(name: str, path: str) -> None:
 
 
 def _opened(path: str) -> NgramModel | KenlmModel:
-    path = stores.canonical(path)
-    found = stores.info(path)
+    found = stores.info(stores.canonical(path))
     if found is None:
         raise LanguageModelError(f"{path!r} does not exist; name a language model")
-    key = hashlib.sha256(f"compiled\n{path}\n{found.version}\n{found.size}".encode()).hexdigest()[:32]
+    if not _is_arpa(found.uri):
+        return open_language_model(found.uri)  # a file that processes share as it is
+    key = hashlib.sha256(f"compiled\n{found.uri}\n{found.version}\n{found.size}".encode()).hexdigest()[:32]
     folder = cache_folder() / "language-models"
     target = folder / f"{key}.w2vlm"
-    folder.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        return open_language_model(target)
-    with open(folder / f"{key}.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with its holder, even where that is killed
-        if target.exists():
-            return open_language_model(target)
-        model = open_language_model(path)
-        if isinstance(model, KenlmModel) or model.path is not None:
-            return model  # a file that is shared as it is
-        handle, temporary = tempfile.mkstemp(prefix=f"{key}.", dir=folder)
-        os.close(handle)
-        try:
-            model.save(temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{key}.lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with its holder, even where that is killed
+            if not target.exists():
+                _compile(found.uri, target)
+    except OSError as error:
+        raise LanguageModelError(
+            f"{path!r} cannot be compiled into {str(folder)!r} ({stores.explain(error)}); "
+            "set W2V_RAY_CACHE to a folder with room"
+        ) from error
     return open_language_model(target)
+
+
+def _is_arpa(path: str) -> bool:
+    with stores.open_range(path, None, None) as file:
+        head = file.read(_HEAD_BYTES)
+    return head[:2] == _GZIP_MAGIC or b"\\data\\" in head
+
+
+def _compile(path: str, target: Path) -> None:
+    model = open_language_model(path)
+    assert isinstance(model, NgramModel)
+    handle, temporary = tempfile.mkstemp(prefix=f"{target.stem}.", dir=target.parent)
+    os.close(handle)
+    try:
+        model.save(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
