@@ -106,11 +106,17 @@ def read_vocabulary(output: str) -> tuple[Wav2Vec2CTCTokenizer, float]:
     """
     path = stores.join(output, "log_probs", _RECORD)
     try:
+        if not stores.exists(path):
+            raise OutputError(
+                f"{output!r} holds no log-probabilities; name the output of a job with --keep-log-probs"
+            )
         record = json.loads(stores.read_bytes(path))
         with tempfile.TemporaryDirectory() as folder:
             for name, text in record["files"].items():
                 (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
             return Wav2Vec2CTCTokenizer.from_pretrained(folder), float(record["seconds_per_frame"])
+    except OutputError:
+        raise
     except Exception as error:  # each store has its own errors, and JSON and the tokenizer theirs
         raise OutputError(
             f"{path!r} cannot be read ({stores.explain(error)}); run the job that made it again"
