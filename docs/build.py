@@ -34,8 +34,8 @@ def parts() -> dict[str, str]:
     errors = runpy.run_path(str(ROOT / "w2v_ray" / "errors.py"))
     tree = re.search(r"(?m)^(?:    .*\n)+", errors["__doc__"])
     assert tree, "the docstring of errors.py draws the tree, indented by four spaces"
-    columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "TRANSCRIPT", "REJECT", "ERROR", "WORD"]
-    columns += ["ALIGNMENT", "ALIGNED_WORD"]
+    columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "KEPT", "TRANSCRIPT", "REJECT", "ERROR"]
+    columns += ["WORD", "ALIGNMENT", "ALIGNED_WORD"]
     meanings = [f"| `{name}` | {errors[name].__doc__} |" for name in errors["__all__"]]
     return {name.lower(): column_table(schema[name]) for name in columns} | {
         "error_tree": "```\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",

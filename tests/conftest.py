@@ -80,6 +80,36 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bert_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Wav2Vec2-BERT of random weights with the vocabulary of ``tiny_checkpoint``."""
+    import torch
+
+    from w2v_ray import SeamlessM4TFeatureExtractor, Wav2Vec2BertProcessor, Wav2Vec2CTCTokenizer
+    from w2v_ray.models.bert_config import Wav2Vec2BertConfig
+    from w2v_ray.models.heads import Wav2Vec2BertForCTC
+
+    folder = tmp_path_factory.mktemp("tiny_bert_checkpoint")
+    config = Wav2Vec2BertConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        output_hidden_size=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = Wav2Vec2BertForCTC(config)
+        torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+        with torch.no_grad():
+            model.lm_head.bias[[0, 4]] = torch.tensor([4.0, 3.0])
+    model.save_pretrained(folder)
+    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(tiny_checkpoint)
+    Wav2Vec2BertProcessor(SeamlessM4TFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray on two CPUs for all tests; starting one takes 5 to 10 seconds."""
     import ray

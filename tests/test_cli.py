@@ -57,7 +57,33 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
     strangers.mkdir()
     (strangers / "thesis.txt").write_text("mine")
     out = tmp_path / "out"
+    shouted = demo.LANGUAGE_MODEL.read_text()
+    (tmp_path / "lower.arpa").write_text(shouted.lower())
+    (tmp_path / "words.txt").write_text("Ñandú\naño\n")
+    lm = str(demo.LANGUAGE_MODEL)
     return {
+        "no such language model": (transcribe(full, out, "--lm", "gone.arpa"), ["gone.arpa", "exist"]),
+        "language model in lower case": (
+            transcribe(full, out, "--lm", str(tmp_path / "lower.arpa")),
+            ["lower.arpa", "write it in upper case"],
+        ),
+        "unigrams of another script": (
+            transcribe(full, out, "--lm", lm, "--unigrams", str(tmp_path / "words.txt")),
+            ["words.txt", "lacks"],
+        ),
+        "hotwords that cannot be spelled": (
+            transcribe(full, out, "--hotwords", "STOP,sand"),
+            ["'sand'", "write it in upper case"],
+        ),
+        "checkpoint without a language model": (
+            transcribe(full, out, "--lm", "checkpoint"),
+            ["language_model", "name the file"],
+        ),
+        "alpha without a language model": (transcribe(full, out, "--alpha", "1"), ["alpha", "name lm"]),
+        "decode again what was not kept": (
+            ["redecode", str(empty), "--output", str(out), "--beam-width", "10"],
+            [str(empty), "--keep-log-probs"],
+        ),
         "empty folder": (transcribe(empty, out), [str(empty)]),
         "folder without audio": (transcribe(texts, out), [str(texts)]),
         "no such input": (transcribe(tmp_path / "absent", out), [str(tmp_path / "absent")]),
@@ -92,6 +118,13 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         "no such job file",
         "shard too short",
         "status of nothing",
+        "no such language model",
+        "language model in lower case",
+        "unigrams of another script",
+        "hotwords that cannot be spelled",
+        "checkpoint without a language model",
+        "alpha without a language model",
+        "decode again what was not kept",
     ],
 )
 def test_bad_arguments_give_one_clear_sentence(case: str, tmp_path: Path) -> None:
@@ -136,6 +169,7 @@ def test_help_and_version_are_quick_and_complete() -> None:
         ["transcribe", "--help"],
         ["demo", "--help"],
         ["status", "--help"],
+        ["redecode", "--help"],
         ["run", "--help"],
     ):
         result = command(*arguments)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2v_ray.config import JobConfig, load_job
+from w2v_ray.config import JobConfig, RedecodeConfig, load_job
+from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
 
 REQUIRED = {"inputs": ("speech",), "output": "out", "model": "model"}
@@ -46,7 +47,19 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         num_encoders: 2
         encoder_threads: 4
         num_decoders: 3
+        decoder_threads: 2
+        keep_log_probs: 16
         max_reject_rate: 0.01
+        lm: lm.arpa
+        alpha: 0.7
+        beta: -1
+        unigrams: words.txt
+        hotwords: [one, two three]
+        hotword_weight: 5
+        beam_width: 50
+        beam_prune_logp: -12.5
+        token_min_logp: -6
+        characters: true
     """
     loaded = load_job(job_file(tmp_path, text))
     assert loaded == JobConfig(
@@ -62,7 +75,19 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         num_encoders=2,
         encoder_threads=4,
         num_decoders=3,
+        decoder_threads=2,
+        keep_log_probs=16,
         max_reject_rate=0.01,
+        lm="lm.arpa",
+        alpha=0.7,
+        beta=-1.0,
+        unigrams="words.txt",
+        hotwords=("one", "two three"),
+        hotword_weight=5.0,
+        beam_width=50,
+        beam_prune_logp=-12.5,
+        token_min_logp=-6.0,
+        characters=True,
     )
     assert isinstance(loaded.shard_seconds, float)
     assert {field.name for field in fields(JobConfig)} == {
@@ -153,7 +178,23 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
         ("model", "", "a path or URL"),
         ("device", "gpu", "cuda:N"),
         ("device", "cuda:", "cuda:N"),
-        ("attn_implementation", "flash", "eager, sdpa"),
+        ("attn_implementation", "flash", "auto, eager, sdpa, flash_attention_2, flex_attention"),
+        ("lm", " ", "a path or URL"),
+        ("alpha", -0.1, "0 to 100"),
+        ("alpha", "0.5", "a number or null"),
+        ("alpha", 0.5, "name lm too"),
+        ("beta", 1.5, "name lm too"),
+        ("unigrams", "words.txt", "name lm too"),
+        ("hotwords", "one", "a list of text"),
+        ("hotwords", ("one", ""), "take out what is empty"),
+        ("hotword_weight", 5.0, "name hotwords too"),
+        ("beam_width", 0, "1 to 10000"),
+        ("beam_prune_logp", -5.0, "set beam_width, or name lm or hotwords too"),
+        ("token_min_logp", -5.0, "set beam_width, or name lm or hotwords too"),
+        ("token_min_logp", 1, "-1000 to 0"),
+        ("characters", 1, "true or false"),
+        ("decoder_threads", 0, "1 or more"),
+        ("keep_log_probs", 1, "2 to 65536"),
         ("dtype", "fp16", "float32, float16, bfloat16"),
         ("shard_seconds", 9.9, "10 to 7200"),
         ("shard_seconds", 7201, "10 to 7200"),
@@ -196,6 +237,18 @@ def test_everything_within_bounds_is_accepted_and_travels(
 
 
 def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
+    search = {
+        "lm": "other.arpa",
+        "alpha": 0.4,
+        "beta": 1.0,
+        "unigrams": "words.txt",
+        "hotwords": ("one",),
+        "hotword_weight": 3.0,
+        "beam_width": 50,
+        "beam_prune_logp": -5.0,
+        "token_min_logp": -4.0,
+        "characters": True,
+    }
     other = {
         "inputs": ("elsewhere",),
         "output": "elsewhere",
@@ -209,19 +262,42 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "num_encoders": 2,
         "encoder_threads": 2,
         "num_decoders": 2,
+        "decoder_threads": 2,
         "max_reject_rate": 0.5,
+        "keep_log_probs": 8,
+        **search,
     }
     assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
+    one = job(lm="lm.arpa", hotwords=("two",))
     changes = {
         name
         for name, value in other.items()
-        if replace(job(), **{name: value}).fingerprint_fields() != job().fingerprint_fields()
+        if replace(one, **{name: value}).fingerprint_fields() != one.fingerprint_fields()
     }
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),
-        *("shard_seconds", "max_segment_seconds"),
+        *("shard_seconds", "max_segment_seconds", "keep_log_probs"),
+        *search,
     }
 
 
 def test_the_job_file_of_the_project_loads() -> None:
     assert load_job(ROOT / "pipelines" / "transcribe.yaml").output
+
+
+def test_the_settings_of_the_decoder_can_be_taken_alone() -> None:
+    made = job(lm="lm.arpa", alpha=1, hotwords=["one"], num_decoders=2)
+    assert made.decoder() == DecoderConfig(lm="lm.arpa", alpha=1.0, hotwords=("one",))
+    assert made.decoder().search_fields() == {"lm": "lm.arpa", "alpha": 1.0, "hotwords": ["one"]}
+    assert made.is_search
+    assert not job(characters=True).is_search
+    assert pickle.loads(pickle.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "bound"),
+    [("source", " ", "a path or URL"), ("output", "", "a path or URL"), ("num_decoders", 0, "1 or more")],
+)
+def test_a_bad_value_of_redecoding_is_named(name: str, value: object, bound: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} .*{bound}"):
+        RedecodeConfig(**({"source": "out", "output": "again"} | {name: value}))

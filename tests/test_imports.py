@@ -12,12 +12,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "w2v_ray"
 
 # A file or folder directly under w2v_ray/ -> what it may import from its siblings. "w2v_ray" is __init__.py.
-# pipeline and plugin look into a checkpoint's config and processor, to refuse it before any worker starts.
+# job looks into a checkpoint's config and processor, to refuse it before any worker starts.
 ARROWS = """
 errors     ->
 schema     ->
-config     -> errors
-align_config -> config errors
+decoder_config -> errors
+config     -> decoder_config errors
+align_config -> config decoder_config errors
 hub        -> errors
 stores     -> errors
 audio      -> errors hub
@@ -30,16 +31,20 @@ plan       -> audio errors inputs schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio errors models processors schema stores text
-job        -> align_config config errors hub models plan processors schema stores
-pipeline   -> align_config config errors hub job packing plan progress schema stages
+stages     -> audio decoder_config errors models processors schema stores text
+frame_rate -> audio errors hub models processors schema
+decoding   -> decoder_config errors stores text
+job        -> align_config config decoding errors frame_rate hub plan processors stores text
+pools      -> config errors
+pipeline   -> align_config config decoding errors hub job packing plan pools progress schema stages stores
 plugin_rows -> errors packing schema stages
-plugin     -> hub models plugin_rows schema stages
-plugin_align -> hub models plugin_rows schema stages
+plugin     -> decoder_config decoding hub job plugin_rows schema stages
+plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
 console    -> demo job metrics plan progress
 cli_lm     -> errors text
-cli        -> align_config cli_lm config console demo errors job pipeline plan w2v_ray
+cli_decode -> config console decoder_config errors job pipeline
+cli        -> align_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin", "plugin_align", "plugin_rows"}  # the rest runs and is tested without

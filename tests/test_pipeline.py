@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import soundfile
+import torch
 
-from w2v_ray import ConfigError, JobConfig, OutputError, demo, run, schema
-from w2v_ray.pipeline import Pools
+from w2v_ray import AutoModelForCTC, AutoProcessor, ConfigError, JobConfig, OutputError, demo, run, schema
+from w2v_ray.config import RedecodeConfig
+from w2v_ray.pipeline import redecode
+from w2v_ray.pools import Pools
 from w2v_ray.progress import Progress
 
 MODEL = str(demo.CHECKPOINT)
@@ -61,7 +64,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tup
     output = tmp_path_factory.mktemp("demo") / "out"
     seen: list[Progress] = []
     summary = run(
-        JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30),
+        JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30, keep_log_probs=8),
         on_progress=seen.append,
     )
     assert summary.num_items == summary.num_rows == 24
@@ -107,7 +110,7 @@ def test_a_second_run_does_nothing_and_a_lost_file_alone_is_done_again(
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(demo_run[0], output)
-    job = JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30)
+    job = JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30, keep_log_probs=8)
     before = rows_of(output)
     assert run(job).num_rows == 0
     files = sorted((output / "transcripts").iterdir())
@@ -129,8 +132,85 @@ def test_another_job_in_the_same_output_is_refused(demo_run: tuple[Path, list[Pr
                 model=MODEL,
                 shard_seconds=30,
                 max_segment_seconds=9,
+                keep_log_probs=8,
             )
         )
+
+
+def test_decoding_again_gives_what_a_run_with_the_language_model_gives(
+    demo_run: tuple[Path, list[Progress]], tmp_path: Path
+) -> None:
+    from w2v_ray.metrics import word_error_rate
+
+    output, lm = tmp_path / "again", str(demo.LANGUAGE_MODEL)
+    job = RedecodeConfig(source=str(demo_run[0]), output=str(output), lm=lm, characters=True)
+    seen: list[Progress] = []
+    summary = redecode(job, on_progress=seen.append)
+    rows, greedy = rows_of(output), rows_of(demo_run[0])
+    assert (summary.num_rows, summary.num_items, summary.num_rejects) == (24, 24, 0)
+    assert seen[-1].num_shards_done == summary.num_shards == 5
+    same = ("shard_id", "segment_id", "start_s", "end_s", "metadata", "num_frames", "codec")
+    assert [[row[n] for n in same] for row in rows] == [[row[n] for n in same] for row in greedy]
+    assert all(row["lm_score"] is not None and row["characters"] for row in rows)
+    assert all(row["lm_score"] is None and row["characters"] is None for row in greedy)
+    rates = [
+        word_error_rate([(said, text) for said, text, _ in demo.results(str(place))])
+        for place in (output, demo_run[0])
+    ]
+    assert rates[0] < rates[1]
+
+    direct = tmp_path / "direct"
+    run(
+        JobConfig(
+            inputs=demo.INPUTS, output=str(direct), model=MODEL, shard_seconds=30, lm=lm, characters=True
+        )
+    )
+    assert [row["text"] for row in rows_of(direct)] == [row["text"] for row in rows]
+
+    files = sorted((output / "transcripts").iterdir())
+    files[0].unlink()
+    assert redecode(job).num_shards_before == 4  # a lost file alone is done again
+    assert rows_of(output) == rows
+    assert redecode(job).num_rows == 0
+
+
+def test_decoding_again_is_a_job_of_its_own(demo_run: tuple[Path, list[Progress]], tmp_path: Path) -> None:
+    source, output = str(demo_run[0]), str(tmp_path / "again")
+    lm = tmp_path / "lm.arpa"
+    shutil.copy(demo.LANGUAGE_MODEL, lm)
+    redecode(RedecodeConfig(source=source, output=output, lm=str(lm)))
+    moved = lm.rename(tmp_path / "moved.arpa")
+    assert redecode(RedecodeConfig(source=source, output=output, lm=str(moved))).num_rows == 0
+    moved.write_text(moved.read_text().replace("YES", "YEA"))
+    with pytest.raises(OutputError, match=r"belongs to a job with other settings \(lm 'sha256:"):
+        redecode(RedecodeConfig(source=source, output=output, lm=str(moved)))
+    with pytest.raises(OutputError, match=r"alpha None -> 0\.7"):
+        redecode(RedecodeConfig(source=source, output=output, lm=str(lm.with_name("moved.arpa")), alpha=0.7))
+    with pytest.raises(OutputError, match="is the source itself"):
+        redecode(RedecodeConfig(source=source, output=source))
+    with pytest.raises(OutputError, match="holds no log-probabilities; name the output of a job"):
+        redecode(RedecodeConfig(source=output, output=str(tmp_path / "third")))
+
+
+def test_wav2vec2_bert_gives_what_the_model_gives_alone(
+    ray_session: None, tiny_bert_checkpoint: Path, tmp_path: Path
+) -> None:
+    files = sorted(demo.ARCHIVE.glob("*.flac"))
+    inputs = tuple(map(str, files))
+    run(JobConfig(inputs=inputs, output=str(tmp_path / "out"), model=str(tiny_bert_checkpoint)))
+    rows = {str(row["uri"]): row for row in rows_of(tmp_path / "out")}
+    model = AutoModelForCTC.from_pretrained(tiny_bert_checkpoint)
+    processor = AutoProcessor.from_pretrained(tiny_bert_checkpoint)
+    for file in inputs:
+        samples, rate = soundfile.read(file, dtype="float32")
+        features = processor(samples, sampling_rate=rate, return_tensors="pt")
+        with torch.inference_mode():
+            logits = model(**features).logits[0, : int(features["attention_mask"].sum())]
+        # Of the last frame half may be padding: such a frame is none.
+        assert rows[file]["text"] == processor.decode(logits.argmax(-1).tolist()), file
+    assert any(row["text"] for row in rows.values())
+    for row in rows.values():
+        assert abs(float(str(row["num_frames"])) * 0.02 - float(str(row["duration_s"]))) < 0.05
 
 
 def test_new_files_are_planned_and_old_ones_left(ray_session: None, tmp_path: Path) -> None:
@@ -261,8 +341,33 @@ def test_pools_leave_room_for_readers_and_refuse_what_cannot_run() -> None:
         Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_encoders=5), cpus=8, gpus=2)
 
 
+def test_text_decoders_keep_up_with_encoders() -> None:
+    def pools(cpus: int, gpus: int, **settings: object) -> Pools:
+        return Pools.for_cluster(
+            JobConfig(inputs=("a",), output="b", model="c", **settings), cpus=cpus, gpus=gpus
+        )
+
+    assert pools(64, 0, lm="x.arpa").decoder_threads == 1
+    assert pools(64, 0).decoder_threads == 1
+    one, eight = pools(64, 1, lm="x.arpa"), pools(256, 8, lm="x.arpa")
+    assert (one.num_decoders, one.decoder_threads, one.decoder_cpus) == (1, 3, 3.0)
+    assert eight.num_decoders * eight.decoder_threads == 24
+    assert pools(64, 1, lm="x.arpa", beam_width=500).decoder_threads == 15
+    assert pools(64, 1, lm="x.bin").decoder_threads == 15
+    assert pools(8, 1, lm="x.bin").decoder_threads == 4  # half of the CPUs at most
+    assert pools(64, 1, lm="x.arpa", num_decoders=3).decoder_threads == 1
+    assert pools(64, 1, lm="x.arpa", decoder_threads=9).decoder_threads == 9
+    job = RedecodeConfig(source="a", output="b", lm="x.arpa", decoder_threads=6)
+    again = Pools.for_redecode(job, cpus=2)
+    assert (again.num_encoders, again.decoder_threads) == (0, 6)
+    assert again.decoder_cpus + again.task_cpus * 2 <= 2
+
+
 def test_a_summary_is_one_line_of_json(demo_run: tuple[Path, list[Progress]]) -> None:
-    summary = run(JobConfig(inputs=demo.INPUTS, output=str(demo_run[0]), model=MODEL, shard_seconds=30))
+    job = JobConfig(
+        inputs=demo.INPUTS, output=str(demo_run[0]), model=MODEL, shard_seconds=30, keep_log_probs=8
+    )
+    summary = run(job)
     assert json.loads(summary.to_json())["num_shards"] == summary.num_shards_before
     assert ray.is_initialized()  # a run leaves a Ray that it did not start
     assert isinstance(pq.read_schema(next((demo_run[0] / "transcripts").iterdir())), pa.Schema)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from w2v_ray import stores
 from w2v_ray.errors import InputError, OutputError
-from w2v_ray.plan import Plan, make_plan, records, status
+from w2v_ray.plan import Plan, make_plan, make_redecode_plan, records, status
 from w2v_ray.plan.shards import group, time_ranges
 from w2v_ray.schema import ITEM, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
@@ -496,3 +496,32 @@ def test_files_of_a_plan_are_plain_parquet(archive: Path, tmp_path: Path) -> Non
     table = pq.read_table(tmp_path / "out" / "_plan" / "plan-00001.parquet")
     assert table.equals(planned.items)
     assert table.schema.field("planned_s").metadata[b"unit"] == b"s"
+
+
+def test_decoding_again_plans_what_its_source_has_published(archive: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "out", str(tmp_path / "again")
+    first = plan(archive, source, keep_log_probs=8)
+    with pytest.raises(OutputError, match="has no published shards yet"):
+        make_redecode_plan(str(source), output, job={"alpha": 1})
+    shards = list(first.pending)
+    for shard in shards[:2]:
+        publish(first, shard)
+    again = make_redecode_plan(str(source), output, job={"alpha": 1})
+    assert sorted(again.pending) == sorted(shards[:2])
+    assert again.num_items == sum(t.num_rows for t in first.shard_tables(shards[:2]))
+    publish(again, again.pending[0])
+    publish(first, shards[2])
+    later = make_redecode_plan(str(source), output, job={"alpha": 1})
+    assert sorted([*later.pending, again.pending[0]]) == sorted(shards[:3])
+    assert len(list((tmp_path / "again" / "_plan").glob("plan-*.parquet"))) == 2
+    assert status(output).num_shards_pending == 2
+    with pytest.raises(OutputError, match="alpha 1 -> 2"):
+        make_redecode_plan(str(source), output, job={"alpha": 2})
+    with pytest.raises(OutputError, match="is the source itself"):
+        make_redecode_plan(str(source), str(source), job={})
+    other = plan(archive, tmp_path / "kept_none")
+    publish(other, other.pending[0])
+    with pytest.raises(OutputError, match="holds no log-probabilities"):
+        make_redecode_plan(str(tmp_path / "kept_none"), output, job={"alpha": 1})
+    with pytest.raises(OutputError, match="is not the output of a job"):
+        make_redecode_plan(str(archive), output, job={"alpha": 1})

@@ -12,7 +12,7 @@ import ray.data
 import soundfile
 from ray.data.expressions import col
 
-from w2v_ray import CheckpointError, ConfigError, demo, transcribe
+from w2v_ray import CheckpointError, ConfigError, DecoderConfig, demo, transcribe
 
 MODEL = str(demo.CHECKPOINT)
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -104,6 +104,18 @@ def test_a_long_row_is_cut_and_joined_again() -> None:
     times = [t for word in row["words"] for t in (word["start_s"], word["end_s"])]
     assert times == sorted(times)
     assert times[-1] > 5
+
+
+def test_a_language_model_decodes_and_is_checked_at_once(tmp_path: Path) -> None:
+    (clip,) = demo.ARCHIVE.glob("03_*.m4a")  # of which greedy decoding makes a word that is none
+    ds = ray.data.from_items([{"uri": str(clip)}])
+    (row,) = transcribe(ds, model=MODEL, decoder=DecoderConfig(lm=str(demo.LANGUAGE_MODEL))).take_all()
+    known = demo.LANGUAGE_MODEL.read_text().split()
+    assert all(word in known for word in row["text"].split())
+    assert [word["word"] for word in row["words"]] == row["text"].split()
+    assert "start_frame" not in row["words"][0]
+    with pytest.raises(ConfigError, match=r"gone\.arpa' does not exist"):
+        transcribe(ds, model=MODEL, decoder=DecoderConfig(lm=str(tmp_path / "gone.arpa")))
 
 
 def test_mistakes_are_told() -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DecodeError",
+    "DecoderConfig",
     "EmptyAudioError",
     "EncodeError",
     "FlaxCausalLMOutput",
@@ -58,6 +59,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "ReadError",
+    "RedecodeConfig",
     "RunSummary",
     "SeamlessM4TFeatureExtractor",
     "SequenceClassifierOutput",
@@ -91,6 +93,7 @@ __all__ = [
     "XVectorOutput",
     "__version__",
     "align",
+    "redecode",
     "run",
     "transcribe",
 ]
@@ -101,7 +104,8 @@ if TYPE_CHECKING:
     from w2v_ray.align_config import AlignConfig
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
     from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
-    from w2v_ray.config import JobConfig
+    from w2v_ray.config import JobConfig, RedecodeConfig
+    from w2v_ray.decoder_config import DecoderConfig
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import (
         AutoModel,
@@ -146,7 +150,7 @@ if TYPE_CHECKING:
     from w2v_ray.models.wav2vec2 import Wav2Vec2Model
     from w2v_ray.models.wav2vec2_bert import Wav2Vec2BertModel
     from w2v_ray.models.xvector import Wav2Vec2BertForXVector, Wav2Vec2ForXVector
-    from w2v_ray.pipeline import run
+    from w2v_ray.pipeline import redecode, run
     from w2v_ray.plugin import transcribe
     from w2v_ray.plugin_align import align
     from w2v_ray.processors import (
@@ -173,6 +177,7 @@ else:
         "AutoProcessor": "w2v_ray.processors",
         "AutoTokenizer": "w2v_ray.processors",
         "CausalLMOutput": "w2v_ray.models.outputs",
+        "DecoderConfig": "w2v_ray.decoder_config",
         "FlaxCausalLMOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2BaseModelOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2ForCTC": "w2v_ray.models.flax",
@@ -180,6 +185,7 @@ else:
         "FlaxWav2Vec2ForPreTrainingOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2Model": "w2v_ray.models.flax",
         "JobConfig": "w2v_ray.config",
+        "RedecodeConfig": "w2v_ray.config",
         "RunSummary": "w2v_ray.job",
         "SeamlessM4TFeatureExtractor": "w2v_ray.audio.seamless",
         "SequenceClassifierOutput": "w2v_ray.models.outputs",
@@ -210,6 +216,7 @@ else:
         "Wav2Vec2ProcessorWithLM": "w2v_ray.processors",
         "XVectorOutput": "w2v_ray.models.outputs",
         "align": "w2v_ray.plugin_align",
+        "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",
     }

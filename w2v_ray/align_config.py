@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from w2v_ray.config import JobConfig
+from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
 
 __all__ = ["AlignConfig"]
@@ -23,6 +24,13 @@ class AlignConfig(JobConfig):
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)  # a slotted dataclass is made twice, and super() knows only the first
+        unused = {field.name for field in fields(DecoderConfig)} | {"keep_log_probs"}
+        for field in fields(JobConfig):
+            value = getattr(self, field.name)
+            if field.name in unused and value != field.default:
+                raise ConfigError(
+                    f"{field.name} is {value!r}, which an alignment has no use for; leave it out"
+                )
         if not self.text_key:
             raise ConfigError("text_key is '', expected a key of the manifest; name the text's")
 

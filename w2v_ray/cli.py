@@ -5,12 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from w2v_ray import __version__, cli_lm
-from w2v_ray.config import JobConfig, load_job
+from w2v_ray.cli_decode import (
+    add_decoder_arguments,
+    add_decoder_workers,
+    add_redecode,
+    decoder_values,
+    quieten_ray,
+    redecode,
+    run_redecode,
+)
+from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -20,8 +29,12 @@ from w2v_ray.errors import (
     W2vRayError,
 )
 
+if TYPE_CHECKING:
+    from w2v_ray.job import RunSummary
+
 __all__ = ["main"]
 
+_KEPT_TOKENS = 8
 _EXIT_CODES = """\
 exit codes:
   0    all done
@@ -36,6 +49,7 @@ examples:
   w2v-ray transcribe recordings/ --output out --model facebook/wav2vec2-base-960h
   w2v-ray transcribe s3://bucket/archive list.jsonl 'more/*.tar' --output s3://bucket/out --model ./checkpoint
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
+  w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
 """
 _REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
@@ -80,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         parents=[common],
         help="transcribe the small archive of real speech that comes with the package",
-        description="Transcribe the archive that comes with the package, with the checkpoint beside it.",
+        description="Transcribe the archive that comes with the package, with the checkpoint beside it, and "
+        "decode it again with a language model from what was kept of the encoder's work.",
     )
     demo.add_argument(
         "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"
@@ -105,13 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _job_arguments(align)
-    align.add_argument(
-        "--text-key",
-        default="text",
-        metavar="KEY",
-        help="key of the text in the manifest (default: %(default)s)",
-    )
+    _align_arguments(align)
+    add_redecode(commands, common)
 
     run = commands.add_parser(
         "run",
@@ -135,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job_arguments(parser: argparse.ArgumentParser) -> None:
+def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(JobConfig)}
     parser.add_argument(
         "inputs",
@@ -148,7 +158,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     choices = {
         "device": ("auto, cpu, cuda or cuda:N", None),
-        "attn_implementation": ("attention kernel", ("eager", "sdpa")),
+        "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),
         "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
     }
     for name, (text, allowed) in choices.items():
@@ -174,15 +184,42 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     counts = {
         "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
         "encoder_threads": "CPU threads of each encoder (default: all cores)",
-        "num_decoders": "text decoder workers (default: by the machine's size)",
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
 
 
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    _encoder_arguments(parser)
+    parser.add_argument(
+        "--keep-log-probs",
+        type=int,
+        nargs="?",
+        const=_KEPT_TOKENS,
+        metavar="K",
+        help="keep the K likeliest tokens of each frame for `w2v-ray redecode` (default of K: %(const)s)",
+    )
+    add_decoder_arguments(parser)
+
+
+def _align_arguments(parser: argparse.ArgumentParser) -> None:
+    _encoder_arguments(parser)
+    add_decoder_workers(parser)
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="key of the text in the manifest (default: %(default)s)",
+    )
+
+
 def _transcribe(args: argparse.Namespace) -> int:
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JobConfig)}
-    return _run_job(JobConfig(**values | {"inputs": tuple(args.inputs)}), args)
+    return _run_job(JobConfig(**values | decoder_values(args) | {"inputs": tuple(args.inputs)}), args)
+
+
+def _redecode(args: argparse.Namespace) -> int:
+    return _finish(*redecode(args), args)
 
 
 def _align(args: argparse.Namespace) -> int:
@@ -208,12 +245,17 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     else:
         if not args.json:
             console.show_plan(plan)
-        if not args.debug:  # Ray's native part warns on standard error of how Ray Data passes its arguments
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        quieten_ray(args)
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
         with console.shown_progress(quiet=args.json) as on_progress:
             summary = run_plan(job, plan, on_progress=on_progress)
+    return _finish(job, summary, args)
+
+
+def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse.Namespace) -> int:
+    from w2v_ray import console
+
     if args.json:
         print(summary.to_json())
     else:
@@ -232,8 +274,24 @@ def _demo(args: argparse.Namespace) -> int:
     from w2v_ray import console, demo
 
     demo.clear(args.output)
-    job = JobConfig(inputs=demo.INPUTS, output=args.output, model=str(demo.CHECKPOINT), shard_seconds=30)
-    code = _run_job(job, args)
+    job = JobConfig(
+        inputs=demo.INPUTS,
+        output=args.output,
+        model=str(demo.CHECKPOINT),
+        shard_seconds=30,
+        keep_log_probs=_KEPT_TOKENS,
+    )
+    again = RedecodeConfig(
+        source=args.output, output=demo.redecoded(args.output), lm=str(demo.LANGUAGE_MODEL)
+    )
+    quieten_ray(args)
+    from w2v_ray.pipeline import running_ray
+
+    with running_ray():  # one for both
+        code = _run_job(job, args)
+        if not args.json:
+            print("decoding again with a language model, from what was kept of the encoder", file=sys.stderr)
+        run_redecode(again, args)
     if not args.json:
         console.show_demo(args.output)
     return code
@@ -255,6 +313,7 @@ _COMMANDS = {
     "align": _align,
     "demo": _demo,
     "lm": cli_lm.main,
+    "redecode": _redecode,
     "run": _run,
     "status": _status,
     "transcribe": _transcribe,

@@ -8,50 +8,25 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
 from w2v_ray.errors import ConfigError
 
-__all__ = ["JobConfig", "load_job"]
+__all__ = ["ATTN_IMPLEMENTATIONS", "JobConfig", "RedecodeConfig", "load_job"]
 
+ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-_ATTN_IMPLEMENTATIONS = ("eager", "sdpa")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_text_list(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-# The annotation of a field -> what a value of it is called, and the check.
-_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "tuple[str, ...]": ("a list of text", _is_text_list),
-    "str": ("text", _is_text),
-    "str | None": ("text or null", lambda value: value is None or _is_text(value)),
-    "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
-    "float": ("a number", _is_number),
-}
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobConfig:
+class JobConfig(DecoderConfig):
     """One transcription job: what to read, where to write, which model, and how.
 
     Raises:
@@ -75,7 +50,7 @@ class JobConfig:
     """Where the encoder runs: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
 
     attn_implementation: str = "sdpa"
-    """The attention kernel: ``eager`` or ``sdpa``."""
+    """The attention kernel: auto, eager, sdpa, flash_attention_2 or flex_attention."""
 
     dtype: str = "float32"
     """The type that the encoder computes in: ``float32``, ``float16`` or ``bfloat16``."""
@@ -93,22 +68,19 @@ class JobConfig:
     """CPU threads of each encoder; null takes all cores."""
 
     num_decoders: int | None = None
-    """Text decoder workers; null lets the machine's size decide."""
+    """Text decoder workers; null takes one."""
+
+    decoder_threads: int | None = None
+    """CPU threads of each text decoder; null takes as many as the encoders are expected to keep busy."""
+
+    keep_log_probs: int | None = None
+    """Tokens per frame (2 to 65536) whose log-probabilities are kept for ``w2v-ray redecode``; null: none."""
 
     max_reject_rate: float = 1.0
     """The share of items (0 to 1) that may end in ``rejects/`` before the job counts as failed."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            expected, is_valid = _TYPES[str(field.type)]
-            value = getattr(self, field.name)
-            if not is_valid(value):
-                raise ConfigError(
-                    f"{field.name} is {value!r} ({_kind(value)}), expected {expected}; "
-                    + _fix(field.name, value, expected)
-                )
-            if field.type == "float":
-                object.__setattr__(self, field.name, float(value))
+        super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
         object.__setattr__(self, "inputs", tuple(self.inputs))
         if not self.inputs:
             raise ConfigError("inputs is empty, expected at least one path or URL; name what to transcribe")
@@ -120,19 +92,16 @@ class JobConfig:
             raise ConfigError(
                 f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"
             )
-        _check_choice("attn_implementation", self.attn_implementation, _ATTN_IMPLEMENTATIONS)
-        _check_choice("dtype", self.dtype, _DTYPES)
-        _check_range("shard_seconds", self.shard_seconds, 10, 7200)
-        _check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
-        _check_range("max_reject_rate", self.max_reject_rate, 0, 1)
-        for name in ("num_encoders", "encoder_threads", "num_decoders"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ConfigError(
-                    f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
-                )
+        check_choice("attn_implementation", self.attn_implementation, ATTN_IMPLEMENTATIONS)
+        check_choice("dtype", self.dtype, _DTYPES)
+        check_range("shard_seconds", self.shard_seconds, 10, 7200)
+        check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
+        check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        if self.keep_log_probs is not None:
+            check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
+        _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
 
-    def fingerprint_fields(self) -> dict[str, str | float | None]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
 
         Two runs that agree on these may complete each other's output. Where the work runs and on how many
@@ -145,7 +114,41 @@ class JobConfig:
             "dtype": self.dtype,
             "shard_seconds": self.shard_seconds,
             "max_segment_seconds": self.max_segment_seconds,
+            **self.search_fields(),
+            **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RedecodeConfig(DecoderConfig):
+    """Text of another decoder for a job that kept log-probabilities: whose, where to, and how.
+
+    Raises:
+        ConfigError: As of JobConfig.
+    """
+
+    source: str
+    """The output of a job with ``keep_log_probs``: a folder or URL."""
+
+    output: str
+    """Another folder or URL, which receives ``transcripts/`` and ``rejects/``."""
+
+    num_decoders: int | None = None
+    """Text decoder workers; null takes one."""
+
+    decoder_threads: int | None = None
+    """CPU threads of each text decoder; null takes all cores."""
+
+    max_reject_rate: float = 1.0
+    """As of JobConfig."""
+
+    def __post_init__(self) -> None:
+        super(RedecodeConfig, self).__post_init__()
+        for name, text in (("source", self.source), ("output", self.output)):
+            if not text.strip():
+                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
+        check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        _check_counts(self, "num_decoders", "decoder_threads")
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -166,9 +169,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     _check_keys(settings, where=str(path))
     for override in overrides:
         settings |= _read_override(override)
-    missing = [
-        field.name for field in fields(JobConfig) if field.default is MISSING and field.name not in settings
-    ]
+    missing = [name for name in _names() if _is_required(name) and name not in settings]
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}; add what is missing, or pass it as key=value")
     try:
@@ -193,7 +194,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML ({_one_line(error)}); mend that line") from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
-            f"{path} holds {_kind(value)}, expected lines of `key: value`; see pipelines/transcribe.yaml"
+            f"{path} holds {kind_of(value)}, expected lines of `key: value`; see pipelines/transcribe.yaml"
         )
     seen: set[str] = set()
     for key, _ in node.value:  # safe_load keeps the last of two equal keys and says nothing
@@ -216,8 +217,26 @@ def _read_override(override: str) -> dict[str, Any]:
     return setting
 
 
+def _check_counts(config: JobConfig | RedecodeConfig, *names: str) -> None:
+    for name in names:
+        count = getattr(config, name)
+        if count is not None and count < 1:
+            raise ConfigError(
+                f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
+            )
+
+
+def _names() -> list[str]:
+    """The keys of a job, those that must be given first."""
+    return sorted((field.name for field in fields(JobConfig)), key=lambda name: not _is_required(name))
+
+
+def _is_required(name: str) -> bool:
+    return next(field.default for field in fields(JobConfig) if field.name == name) is MISSING
+
+
 def _check_keys(settings: dict[str, Any], *, where: str) -> None:
-    valid = [field.name for field in fields(JobConfig)]
+    valid = _names()
     for key, value in settings.items():
         if key in valid:
             continue
@@ -228,31 +247,6 @@ def _check_keys(settings: dict[str, Any], *, where: str) -> None:
         near = difflib.get_close_matches(dotted.rpartition(".")[2], valid, n=1, cutoff=0.5)
         hint = f"the nearest valid key is {near[0]!r}" if near else f"valid keys are {', '.join(valid)}"
         raise ConfigError(f"{where} has the unknown key {dotted!r}; {hint}")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}; choose one of these")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also true for nan
-        fix = "lower it" if value > high else "raise it" if value < low else "give a number"
-        raise ConfigError(f"{name} is {value:g}, expected {low} to {high}; {fix}")
-
-
-def _kind(value: object) -> str:
-    names = {str: "text", bool: "a truth value", int: "a whole number", float: "a number", dict: "a mapping"}
-    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _fix(name: str, value: object, expected: str) -> str:
-    if expected == "a list of text":
-        return f"write `{name}: [FIRST, SECOND]`"
-    if value is None:
-        return "give one, or leave the key out for the default"
-    return "put it in quotes" if expected.startswith("text") else "write it as digits, without quotes"
 
 
 def _one_line(error: Exception) -> str:

@@ -148,27 +148,34 @@ def show_status(output: str, status: Status) -> None:
 
 
 def show_demo(output: str) -> None:
-    """What was said beside what was recognised, the word error rate, and what to do next."""
+    """What was said beside what was recognised without and with a language model, and what to do next."""
     from w2v_ray import demo
     from w2v_ray.metrics import WordErrors, word_errors
 
     console = Console(highlight=False, markup=False, emoji=False)
-    table = Table(
-        "said", "recognised", "confidence", show_lines=False, title="what was said, what was recognised"
-    )
-    table.columns[2].justify = "right"
-    total = WordErrors(hits=0, substitutions=0, deletions=0, insertions=0)
-    for said, recognised, confidence in demo.results(output):
-        total += word_errors(said, recognised)
-        shown = "" if confidence is None else f"{confidence:.2f}"
-        table.add_row(said, _marked(said, recognised), shown)
+    titles = {"greedy": output, "with a language model": demo.redecoded(output)}
+    table = Table("said", *titles, title="what was said, what was recognised and how sure", show_lines=True)
+    totals = dict.fromkeys(titles, WordErrors())
+    found = {title: list(demo.results(place)) for title, place in titles.items()}
+    for rows in zip(*found.values(), strict=True):
+        said = rows[0][0]
+        cells = []
+        for title, (_, recognised, confidence) in zip(titles, rows, strict=True):
+            totals[title] += word_errors(said, recognised)
+            cell = _marked(said, recognised)
+            cells.append(cell if confidence is None else cell.append(f"{confidence:.2f}", "dim"))
+        table.add_row(said, *cells)
     console.print(table)
+    console.print("word error rate, by speakers the checkpoint never heard:")
+    for title, total in totals.items():
+        console.print(
+            f"  {total.rate:6.1%} {title}: {total.substitutions} substituted, {total.deletions} deleted, "
+            f"{total.insertions} inserted of {total.num_reference} words"
+        )
     console.print(
-        f"word error rate {total.rate:.1%}: {total.substitutions} substituted, {total.deletions} deleted, "
-        f"{total.insertions} inserted of {total.num_reference} words, by speakers the checkpoint never heard"
-    )
-    console.print(
-        f"\nthe tables are in {output}/transcripts/*.parquet; read them with any Parquet reader, such as\n"
+        f"\nthe tables are in {output}/transcripts/*.parquet, those with the language model in "
+        f"{demo.redecoded(output)}; read them with any Parquet reader, such as\n",
+        soft_wrap=True,
     )
     console.print(
         f"  python -c \"import pandas; print(pandas.read_parquet('{output}/transcripts'))\"\n", soft_wrap=True

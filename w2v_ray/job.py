@@ -12,15 +12,16 @@ from typing import Any
 
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
-from w2v_ray.config import JobConfig
-from w2v_ray.errors import CheckpointError
+from w2v_ray.config import JobConfig, RedecodeConfig
+from w2v_ray.decoding import check_decoder, read_vocabulary, write_vocabulary
+from w2v_ray.errors import ConfigError
+from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.hub import checkpoint_fingerprint
-from w2v_ray.models.config import Wav2Vec2Config
-from w2v_ray.plan import Plan, make_plan, status
-from w2v_ray.processors import AutoFeatureExtractor, AutoTokenizer
-from w2v_ray.schema import SAMPLE_RATE_HZ
+from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
+from w2v_ray.processors import AutoTokenizer
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["RunSummary", "prepare", "seconds_per_frame", "summarize"]
+__all__ = ["RunSummary", "Vocabulary", "prepare", "prepare_redecode", "summarize", "vocabulary_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,42 +52,70 @@ class RunSummary:
         return json.dumps(asdict(self))
 
 
-def prepare(job: JobConfig) -> Plan:
-    """Checks what a job names and plans it, or takes up the plan that its output holds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the columns of a model's emissions stand for, and how far apart their frames are."""
 
-    Raises:
-        W2vRayError: The output, the model or the inputs cannot be used.
-    """
-    stores.check_writable(job.output)
-    seconds_per_frame(job)
-    # Of the model its content counts, not its name: a folder may be moved, and a branch may move on.
-    model = {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
-    return make_plan(
-        job.inputs,
-        job.output,
-        shard_seconds=job.shard_seconds,
-        job=job.fingerprint_fields() | model,
-        cut_long=not isinstance(job, AlignConfig),  # a text belongs to the whole of its recording
-    )
+    tokenizer: Wav2Vec2CTCTokenizer
+    seconds_per_frame: float
 
 
-def seconds_per_frame(job: JobConfig) -> float:
-    """The seconds from one frame of the job's model to the next, from the small files of its checkpoint.
+def vocabulary_of(model: str, *, revision: str | None = None) -> Vocabulary:
+    """Reads the vocabulary of a checkpoint from its small files.
 
     Raises:
         CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
     """
-    config = Wav2Vec2Config.from_pretrained(job.model, revision=job.revision)
-    AutoTokenizer.from_pretrained(job.model, revision=job.revision)  # or the first worker would refuse it
-    rate = AutoFeatureExtractor.from_pretrained(job.model, revision=job.revision).sampling_rate
-    if rate != SAMPLE_RATE_HZ:
-        raise CheckpointError(
-            f"model {job.model!r} takes audio at {rate} Hz, expected {SAMPLE_RATE_HZ}; use another"
+    frame_s = seconds_per_frame(model, revision=revision)
+    return Vocabulary(
+        tokenizer=AutoTokenizer.from_pretrained(model, revision=revision), seconds_per_frame=frame_s
+    )
+
+
+def prepare(job: JobConfig) -> Plan:
+    """Checks what a job names and plans it, or takes up the plan that its output holds.
+
+    Raises:
+        W2vRayError: The output, the model, the language model or the inputs cannot be used.
+    """
+    stores.check_writable(job.output)
+    vocabulary = vocabulary_of(job.model, revision=job.revision)
+    # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
+    content = check_decoder(job.decoder(), vocabulary.tokenizer, model=job.model, revision=job.revision)
+    content |= {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
+    plan = make_plan(
+        job.inputs,
+        job.output,
+        shard_seconds=job.shard_seconds,
+        job=job.fingerprint_fields() | content,
+        cut_long=not isinstance(job, AlignConfig),  # a text belongs to the whole of its recording
+    )
+    if job.keep_log_probs is not None:
+        frame_s = vocabulary.seconds_per_frame
+        write_vocabulary(job.output, vocabulary.tokenizer, seconds_per_frame=frame_s)
+    return plan
+
+
+def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
+    """Checks what a job names, and plans the shards of its source that its output lacks.
+
+    Raises:
+        W2vRayError: The source kept no log-probabilities, or the language model or the output cannot be used.
+    """
+    if job.decoder().lm == "checkpoint":
+        raise ConfigError(
+            "lm is 'checkpoint', which redecode does not read; name the file in its folder language_model"
         )
-    return config.hop_samples / SAMPLE_RATE_HZ
+    tokenizer, frame_s = read_vocabulary(job.source)
+    content = check_decoder(job.decoder(), tokenizer)
+    stores.check_writable(job.output)
+    plan = make_redecode_plan(job.source, job.output, job=content)
+    return plan, Vocabulary(tokenizer=tokenizer, seconds_per_frame=frame_s)
 
 
-def summarize(job: JobConfig, plan: Plan, summaries: list[dict[str, Any]], wall_s: float) -> RunSummary:
+def summarize(
+    job: JobConfig | RedecodeConfig, plan: Plan, summaries: list[dict[str, Any]], wall_s: float
+) -> RunSummary:
     """Adds up the summaries of the shards that a run published, in ``wall_s`` seconds of the clock."""
     whole = status(job.output)
     reasons: Counter[str] = Counter()

@@ -1,5 +1,7 @@
 """The data flow of a job, and running it: read, decode, segment, encode, decode text, write.
 
+Decoding again is the end of the same flow: read log-probabilities, decode text, write.
+
 This is the only place where stages are wired together. It refuses to compute anything itself.
 """
 
@@ -12,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -22,23 +23,26 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from w2v_ray.align_config import AlignConfig
-from w2v_ray.config import JobConfig
-from w2v_ray.errors import ConfigError
+from w2v_ray.config import JobConfig, RedecodeConfig
+from w2v_ray.decoding import reachable
 from w2v_ray.hub import absolute_model
-from w2v_ray.job import RunSummary, prepare, seconds_per_frame, summarize
+from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.plan import Plan
+from w2v_ray.plan.records import read_job
+from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
 from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
-__all__ = ["Pools", "build", "run", "run_plan"]
+__all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,60 +53,16 @@ _MAX_RETRIES = 2
 # Decoded shards that wait in memory for each encoder. More would not make it faster, and every page of the
 # object store that a worker ever read counts as resident in it.
 _SHARDS_AHEAD = 6
+_REDECODE_STORE_BYTES = 2 * 2**30  # between reading and decoding, where shards are small
 _POLL_S = 0.5
 
+TextConfig = DecodeTextConfig | AlignTextConfig
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pools:
-    """Where the stages run, apart from what they compute: workers, and what each reserves."""
-
-    num_readers: int | None  # None: as many as the free CPUs allow
-    num_encoders: int
-    encoder_cpus: float
-    encoder_gpus: float
-    num_decoders: int
-    decoder_cpus: float
-    num_writers: int
-    task_cpus: float
-
-    @classmethod
-    def for_cluster(cls, job: JobConfig, *, cpus: float, gpus: float) -> Pools:
-        """Sizes the pools so that readers and writers always have CPUs left.
-
-        Raises:
-            ConfigError: The job asks for more than the cluster has.
-        """
-        on_gpu = job.device.startswith("cuda") or (job.device == "auto" and gpus > 0)
-        if on_gpu and gpus < 1:
-            raise ConfigError(
-                f"device is {job.device!r} but the cluster has no GPU; use device cpu, or add one"
-            )
-        share = min(1.0, cpus / 8)
-        num_encoders = job.num_encoders or (int(gpus) if on_gpu else 1)
-        num_decoders = job.num_decoders or max(1, int(cpus // 8))
-        if on_gpu and num_encoders > gpus:
-            raise ConfigError(
-                f"num_encoders is {num_encoders} but the cluster has {gpus:g} GPUs; set it to {int(gpus)}"
-            )
-        pools = cls(
-            # Encoders on CPUs use all of them; a reader feeds what four cores encode with the smallest model.
-            num_readers=None if on_gpu else max(1, int(cpus // 4)),
-            num_encoders=num_encoders,
-            encoder_cpus=share if on_gpu else cpus / 2 / num_encoders,
-            encoder_gpus=1.0 if on_gpu else 0.0,
-            num_decoders=num_decoders,
-            decoder_cpus=share,
-            num_writers=max(1, int(cpus // 8)),
-            task_cpus=share,
-        )
-        reserved = pools.num_encoders * pools.encoder_cpus + pools.num_decoders * pools.decoder_cpus
-        reserved += pools.num_writers * pools.task_cpus
-        if reserved + pools.task_cpus > cpus:
-            raise ConfigError(
-                f"{num_encoders} encoders and {num_decoders} text decoders would reserve {reserved:g} of "
-                f"{cpus:g} CPUs and leave none to read; lower num_encoders or num_decoders"
-            )
-        return pools
+_ACTOR: dict[str, Any] = {
+    "batch_format": "pyarrow",
+    "max_restarts": _MAX_RETRIES,
+    "max_task_retries": _MAX_RETRIES,
+}
 
 
 def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]) -> Dataset:
@@ -119,23 +79,29 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         dtype=job.dtype,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
-    text_stage, text = _text_stage(job, model)
-    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint, table=_table(job))
-    task: dict[str, Any] = {
-        "num_cpus": pools.task_cpus,
-        "batch_format": "pyarrow",
-        "compute": TaskPoolStrategy(size=pools.num_readers),
-        "max_retries": _MAX_RETRIES,
-    }
-    actor: dict[str, Any] = {
-        "batch_format": "pyarrow",
-        "max_restarts": _MAX_RETRIES,
-        "max_task_retries": _MAX_RETRIES,
-    }
-
-    with warnings.catch_warnings():
-        # Bounds on retries can be given in no other way in Ray 2.60 to 2.63, which call it deprecated.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+    vocabulary = vocabulary_of(job.model, revision=job.revision)
+    if isinstance(job, AlignConfig):
+        frame_s = vocabulary.seconds_per_frame
+        text: TextConfig = AlignTextConfig(
+            model=model, revision=job.revision, seconds_per_frame=frame_s, num_threads=pools.decoder_threads
+        )
+    else:
+        text = DecodeTextConfig(
+            tokenizer=vocabulary.tokenizer,
+            seconds_per_frame=vocabulary.seconds_per_frame,
+            decoder=reachable(job.decoder()),
+            model=model,
+            revision=job.revision,
+            num_threads=pools.decoder_threads,
+        )
+    write = WriteParquetConfig(
+        output=job.output,
+        job_fingerprint=plan.job_fingerprint,
+        table="alignments" if isinstance(job, AlignConfig) else "transcripts",
+        keeps_log_probs=job.keep_log_probs is not None,
+    )
+    task = _task(pools)
+    with _bounded_retries():
         # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         if isinstance(job, AlignConfig):
@@ -150,24 +116,50 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
             compute=ActorPoolStrategy(size=pools.num_encoders),
-            **actor,
+            **_ACTOR,
         )
-        ds = ds.map_batches(
-            text_stage,
-            fn_constructor_args=(text,),
-            batch_size=None,
-            num_cpus=pools.decoder_cpus,
-            compute=ActorPoolStrategy(size=pools.num_decoders),
-            **actor,
-        )
-        return ds.map_batches(
-            WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
-            fn_constructor_args=(write,),
-            batch_size=None,
-            num_cpus=pools.task_cpus,
-            compute=ActorPoolStrategy(size=pools.num_writers),
-            **actor,
-        )
+        return _decoded_and_written(ds, text, write, pools, keep=job.keep_log_probs)
+
+
+def build_redecode(job: RedecodeConfig, plan: Plan, vocabulary: Vocabulary, pools: Pools) -> Dataset:
+    """The flow over the kept log-probabilities of the shards that are not published yet."""
+    source_fingerprint, _ = read_job(job.source)
+    read = ReadLogProbsConfig(
+        source=job.source, job_fingerprint=source_fingerprint, tokenizer=vocabulary.tokenizer
+    )
+    text = DecodeTextConfig(
+        tokenizer=vocabulary.tokenizer,
+        seconds_per_frame=vocabulary.seconds_per_frame,
+        decoder=reachable(job.decoder()),
+        num_threads=pools.decoder_threads,
+    )
+    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint)
+    with _bounded_retries():
+        ds: Dataset = ray.data.from_blocks([pa.table({"shard_id": [shard]}) for shard in plan.pending])
+        ds = ds.map_batches(ReadLogProbs(read), batch_size=1, **_task(pools))
+        return _decoded_and_written(ds, text, write, pools, keep=None)
+
+
+def _decoded_and_written(
+    ds: Dataset, text: TextConfig, write: WriteParquetConfig, pools: Pools, *, keep: int | None
+) -> Dataset:
+    """The end of every flow: blocks of encoded segments in, one each shard, and summaries out."""
+    ds = ds.map_batches(
+        TextShard,
+        fn_constructor_kwargs={"config": text, "keep": keep},
+        batch_size=None,
+        num_cpus=pools.decoder_cpus,
+        compute=ActorPoolStrategy(size=pools.num_decoders),
+        **_ACTOR,
+    )
+    return ds.map_batches(
+        WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
+        fn_constructor_args=(write,),
+        batch_size=None,
+        num_cpus=pools.task_cpus,
+        compute=ActorPoolStrategy(size=pools.num_writers),
+        **_ACTOR,
+    )
 
 
 def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None) -> RunSummary:
@@ -193,17 +185,54 @@ def run_plan(
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
-        with _ray():
+        with running_ray():
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
             pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
             meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
             shards_ahead = _SHARDS_AHEAD * pools.num_encoders
             store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
             with _data_settings(store_bytes), _reported(plan, meter, summaries, on_progress):
-                ds = build(job, plan, pools, meter=meter)
-                for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-                    summaries.extend(cast(pa.Table, batch).to_pylist())
+                _gather(build(job, plan, pools, meter=meter), summaries)
     return summarize(job, plan, summaries, time.monotonic() - began)
+
+
+def redecode(job: RedecodeConfig, *, on_progress: Callable[[Progress], None] | None = None) -> RunSummary:
+    """Decodes what a job kept again, with another decoder, into an output of its own.
+
+    What earlier runs of the same job published is not done again; what the source has published since is.
+
+    Args:
+        job: Whose log-probabilities to take, and how to decode them.
+        on_progress: Called about twice a second with how far the run is.
+
+    Raises:
+        W2vRayError: The job cannot start or go on; what is published by then stays and counts.
+    """
+    return run_redecode_plan(job, *prepare_redecode(job), on_progress=on_progress)
+
+
+def run_redecode_plan(
+    job: RedecodeConfig,
+    plan: Plan,
+    vocabulary: Vocabulary,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunSummary:
+    """Runs what is pending of what ``prepare_redecode`` made for the job; otherwise as ``redecode``."""
+    began = time.monotonic()
+    summaries: list[dict[str, Any]] = []
+    if plan.num_pending:
+        with running_ray():
+            cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+            pools = Pools.for_redecode(job, cpus=cpus)
+            with _data_settings(_REDECODE_STORE_BYTES), _reported(plan, None, summaries, on_progress):
+                _gather(build_redecode(job, plan, vocabulary, pools), summaries)
+    return summarize(job, plan, summaries, time.monotonic() - began)
+
+
+def _gather(ds: Dataset, summaries: list[dict[str, Any]]) -> None:
+    for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+        summaries.extend(cast(pa.Table, batch).to_pylist())
 
 
 class EncodeShard:
@@ -216,21 +245,42 @@ class EncodeShard:
         return self._encode(unpack(batch))
 
 
-def _text_stage(job: JobConfig, model: str) -> tuple[type, DecodeTextConfig | AlignTextConfig]:
-    """What becomes of the emissions, and its settings."""
-    config = AlignTextConfig if isinstance(job, AlignConfig) else DecodeTextConfig
-    stage = AlignText if isinstance(job, AlignConfig) else DecodeText
-    return stage, config(model=model, revision=job.revision, seconds_per_frame=seconds_per_frame(job))
-
-
 def _decoding(job: JobConfig) -> DecodeAudioConfig:
     if isinstance(job, AlignConfig):
         return DecodeAudioConfig(max_item_seconds=MAX_ITEM_SECONDS)
     return DecodeAudioConfig()
 
 
-def _table(job: JobConfig) -> str:
-    return "alignments" if isinstance(job, AlignConfig) else "transcripts"
+class TextShard:
+    """The text stage as an actor: a block of encoded segments in, one of transcripts or alignments out."""
+
+    def __init__(self, config: TextConfig, keep: int | None) -> None:
+        self._keep = None
+        if isinstance(config, AlignTextConfig):
+            self._stage: AlignText | DecodeText = AlignText(config)
+        else:
+            self._keep = None if keep is None else KeepLogProbs(config.tokenizer, count=keep)
+            self._stage = DecodeText(config)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._stage(batch if self._keep is None else self._keep(batch))
+
+
+def _task(pools: Pools) -> dict[str, Any]:
+    return {
+        "num_cpus": pools.task_cpus,
+        "batch_format": "pyarrow",
+        "compute": TaskPoolStrategy(size=pools.num_readers),
+        "max_retries": _MAX_RETRIES,
+    }
+
+
+@contextmanager
+def _bounded_retries() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Bounds on retries can be given in no other way in Ray 2.60 to 2.63, which call it deprecated.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
 
 
 def _all_cores(pools: Pools) -> int:
@@ -238,7 +288,7 @@ def _all_cores(pools: Pools) -> int:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
+def running_ray() -> Iterator[None]:
     """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
     if ray.is_initialized():
         yield
@@ -281,7 +331,7 @@ def _data_settings(store_bytes: int) -> Iterator[None]:
 @contextmanager
 def _reported(
     plan: Plan,
-    meter: ActorHandle[Meter],
+    meter: ActorHandle[Meter] | None,
     summaries: list[dict[str, Any]],
     on_progress: Callable[[Progress], None] | None,
 ) -> Iterator[None]:
@@ -296,7 +346,7 @@ def _reported(
     def progress() -> Progress:
         published = list(summaries)
         published_s = sum(planned_s[s["shard_id"]] for s in published)
-        encoded_s = cast(float, ray.get(meter.total.remote()))
+        encoded_s = 0.0 if meter is None else cast(float, ray.get(meter.total.remote()))
         return Progress(
             planned_s=plan.planned_s,
             before_s=plan.planned_s - pending_s,

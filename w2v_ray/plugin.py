@@ -11,20 +11,24 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
+from w2v_ray.decoder_config import DecoderConfig
+from w2v_ray.decoding import check_decoder, reachable
 from w2v_ray.hub import absolute_model
-from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
-from w2v_ray.schema import ERROR, SAMPLE_RATE_HZ, WORD
+from w2v_ray.schema import ERROR, WORD
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 
 __all__ = ["transcribe"]
 
+# Without frames, which count from the start of a segment.
+_WORD_OF_RECORDING = pa.struct([WORD.field(name) for name in ("word", "start_s", "end_s", "confidence")])
 _ADDED = {
     "text": pa.string(),
     "confidence": pa.float32(),
-    "words": pa.list_(WORD),
+    "words": pa.list_(_WORD_OF_RECORDING),
     "duration_s": pa.float64(),
     "error": ERROR,
 }
@@ -45,6 +49,8 @@ def transcribe(
     num_encoders: int = 1,
     num_cpus: float = 0.5,
     encoder_threads: int | None = None,
+    decoder: DecoderConfig | None = None,
+    decoder_threads: int = 1,
 ) -> Dataset:
     """Adds the recognised text to every row of a Dataset that holds audio.
 
@@ -60,13 +66,16 @@ def transcribe(
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
-        attn_implementation: The attention kernel, "sdpa" or "eager".
+        attn_implementation: The attention kernel: "auto", "eager", "sdpa", "flash_attention_2" or
+            "flex_attention".
         dtype: Of weights and activations.
         max_segment_seconds: The longest piece the encoder takes at once, in seconds.
         rows_per_batch: Rows that travel together; lower it for long recordings.
         num_encoders: Encoder actors.
         num_cpus: CPUs that each encoder actor reserves.
         encoder_threads: CPU threads of each encoder; None: torch's default.
+        decoder: How to decode text, such as ``DecoderConfig(lm="lm.arpa")``; None: greedily.
+        decoder_threads: CPU threads of the text decoder.
 
     Returns:
         The lazy Dataset with these columns more:
@@ -82,8 +91,10 @@ def transcribe(
         ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
             be added but is there already, raises it when the Dataset runs.
     """
-    config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+    vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
+    decoder = decoder or DecoderConfig()
+    check_decoder(decoder, vocabulary.tokenizer, model=model, revision=revision)
     encode = EncodeConfig(
         model=model,
         revision=revision,
@@ -93,7 +104,12 @@ def transcribe(
         num_threads=encoder_threads,
     )
     text = DecodeTextConfig(
-        model=model, revision=revision, seconds_per_frame=config.hop_samples / SAMPLE_RATE_HZ
+        tokenizer=vocabulary.tokenizer,
+        seconds_per_frame=vocabulary.seconds_per_frame,
+        decoder=reachable(decoder),
+        model=model,
+        revision=revision,
+        num_threads=decoder_threads,
     )
     load = LoadRows(
         caller="transcribe",
@@ -131,7 +147,8 @@ class _WriteRows:
             value["duration_s"] = _add(value["duration_s"], segment["duration_s"])
             if segment["text"] is not None:
                 value["text"] = " ".join(filter(None, [value["text"], segment["text"]]))
-                value["words"] = (value["words"] or []) + segment["words"]
+                words = [{f.name: word[f.name] for f in _WORD_OF_RECORDING} for word in segment["words"]]
+                value["words"] = (value["words"] or []) + words
         for value in values:
             if value["words"]:
                 # the geometric mean over words, as of a segment

@@ -11,9 +11,9 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.hub import absolute_model
-from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
-from w2v_ray.schema import ALIGNMENT, ERROR, SAMPLE_RATE_HZ
+from w2v_ray.schema import ALIGNMENT, ERROR
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig
 from w2v_ray.stages.encode import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
@@ -52,7 +52,7 @@ def align(
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
-        attn_implementation: The attention kernel, "sdpa" or "eager".
+        attn_implementation: The attention kernel: auto, eager, sdpa, flash_attention_2 or flex_attention.
         dtype: Of weights and activations.
         max_segment_seconds: The longest piece the encoder takes at once, in seconds; the text is aligned
             with the whole recording all the same.
@@ -78,7 +78,7 @@ def align(
         ConfigError: A setting is out of bounds. An audio or text column that is absent, or a column that is
             to be added but is there already, raises it when the Dataset runs.
     """
-    config = Wav2Vec2Config.from_pretrained(model, revision=revision)
+    seconds_per_frame = vocabulary_of(model, revision=revision).seconds_per_frame
     model = absolute_model(model)
     encode = EncodeConfig(
         model=model,
@@ -88,9 +88,7 @@ def align(
         dtype=dtype,
         num_threads=encoder_threads,
     )
-    text = AlignTextConfig(
-        model=model, revision=revision, seconds_per_frame=config.hop_samples / SAMPLE_RATE_HZ
-    )
+    text = AlignTextConfig(model=model, revision=revision, seconds_per_frame=seconds_per_frame)
     load = LoadRows(
         caller="align",
         added=tuple(prefix + name for name in _ADDED),

@@ -13,12 +13,16 @@ __all__ = [
     "ALIGNED_CHARACTER",
     "ALIGNED_WORD",
     "ALIGNMENT",
+    "CHARACTER",
     "DAMAGE_KEY",
     "DECODED",
+    "DECODED_TEXT",
     "EMISSION_DTYPE",
     "ENCODED",
     "ERROR",
     "ITEM",
+    "KEPT",
+    "LOG_PROBS",
     "READ",
     "REJECT",
     "SAMPLE_RATE_HZ",
@@ -30,7 +34,7 @@ __all__ = [
     "error_value",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
@@ -43,20 +47,27 @@ ERROR = pa.struct(
     ]
 )
 
-WORD = pa.struct(
-    [
-        pa.field("word", pa.string()),
-        pa.field("start_s", pa.float64()),
-        pa.field("end_s", pa.float64()),
-        pa.field("confidence", pa.float32()),
+
+def _span(name: str, meaning: str) -> pa.StructType:
+    """A piece of a text, where it is, and how sure it is."""
+    columns = [
+        (name, pa.string(), meaning, ""),
+        ("start_s", pa.float64(), "its start in the recording", "s"),
+        ("end_s", pa.float64(), "its end in the recording, at most that of the segment", "s"),
+        ("confidence", pa.float32(), "in [0, 1]", ""),
+        ("start_frame", pa.int32(), "its first frame, counted from the start of the segment", "frames"),
+        ("end_frame", pa.int32(), "the frame after its last", "frames"),
     ]
-)
+    return pa.struct([_column(*column) for column in columns])
 
 
 def _column(name: str, type_: pa.DataType, meaning: str, unit: str = "") -> pa.Field:
     metadata = {"meaning": meaning} | ({"unit": unit} if unit else {})
     return pa.field(name, type_, metadata=metadata)
 
+
+WORD = _span("word", "the word")
+CHARACTER = _span("char", "the character, or what else a token of the vocabulary spells")
 
 _SHARD = _column("shard_id", pa.string(), "the shard that carries the item")
 _RECORDING = _column("recording_id", pa.string(), "unique and stable name of the recording")
@@ -111,6 +122,13 @@ ENCODED = [
     _column("num_frames", pa.int32(), "frames of the emission"),
 ]
 
+# keep_log_probs adds, where a job keeps them:
+KEPT = [
+    _column("kept_tokens", pa.large_binary(), "tokens other than the blank, likeliest first, by frame"),
+    _column("kept_log_probs", pa.large_binary(), "float16 log-probabilities of the blank and these"),
+    _column("num_columns", pa.int32(), "columns of the emission, tokens of the model"),
+]
+
 # What write_parquet publishes in transcripts/ (decode_text drops log_probs and adds the text columns).
 TRANSCRIPT = pa.schema(
     [
@@ -125,11 +143,30 @@ TRANSCRIPT = pa.schema(
         _column("text", pa.string(), "what was recognised; empty where nothing was"),
         _column("confidence", pa.float32(), "in [0, 1]; null where nothing was recognised"),
         _column("words", pa.list_(WORD), "the words of the text; times in the recording", "s"),
+        _column("characters", pa.list_(CHARACTER), "those of the words; null unless asked for", "s"),
+        _column("logit_score", pa.float64(), "log-probability of the text by the emission; null: greedy"),
+        _column("lm_score", pa.float64(), "the same plus language model and hotwords; null: greedy"),
         ENCODED[1],
         DECODED[2],
         DECODED[3],
         DECODED[4],
         _METADATA,
+    ],
+    metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
+)
+
+# What decode_text adds.
+DECODED_TEXT = ("text", "confidence", "words", "characters", "logit_score", "lm_score")
+
+# What write_parquet publishes in log_probs/ where a job keeps them: what decode_text takes, and what failed.
+LOG_PROBS = pa.schema(
+    [
+        *(field for field in TRANSCRIPT if field.name not in DECODED_TEXT),
+        ITEM.field("item_index"),
+        ITEM.field("byte_size"),
+        ITEM.field("planned_s"),
+        _ERROR,
+        *KEPT,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
 )

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
+from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
 from w2v_ray.errors import CheckpointError, ConfigError
-from w2v_ray.models.heads import Wav2Vec2ForCTC
+from w2v_ray.models.heads import Wav2Vec2BertForCTC, Wav2Vec2ForCTC
 from w2v_ray.schema import DECODED, ENCODED, ERROR
 from w2v_ray.stages import encode as encode_module
 from w2v_ray.stages.encode import Encode, EncodeConfig, plan_batches
@@ -344,3 +345,33 @@ def test_batches_are_filled() -> None:
     assert list(plan_batches([5, 10, 9, 100], 30, 0.1)) == [[3], [1, 2], [0]]
     assert list(plan_batches([5, 10, 9, 100], 30, 0.5)) == [[3], [1, 2, 0]]
     assert list(plan_batches([], 30, 0.1)) == []
+
+
+def test_log_probs_of_wav2vec2_bert_are_those_of_the_model_alone(tiny_bert_checkpoint: Path) -> None:
+    waves = [wave(n, seed) for seed, n in enumerate((16_000, 560, 5_000, 15_500, 559, 9_100))]
+    table = encoder(tiny_bert_checkpoint)(table_of(waves))
+    model = Wav2Vec2BertForCTC.from_pretrained(tiny_bert_checkpoint)
+    extract = SeamlessM4TFeatureExtractor()
+    for samples, ours in zip(waves, log_probs_of(table), strict=True):
+        if len(samples) < 560:  # of one mel frame alone there is no variance to scale by
+            assert ours is None
+            continue
+        features = extract(samples, sampling_rate=16_000, return_tensors="pt")
+        frames = int(features["attention_mask"].sum())
+        with torch.inference_mode():
+            logits = model(features["input_features"], features["attention_mask"]).logits[0, :frames]
+        assert_same(ours, torch.log_softmax(logits, -1).numpy())
+    (error,) = [row for row in table["error"].to_pylist() if row]
+    assert (error["error_class"], "needs 560" in error["message"]) == ("TooShortError", True)
+
+
+def test_the_kernel_can_be_left_to_the_model(tiny_checkpoint: Path) -> None:
+    waves = [wave(8_000, 1), wave(6_000, 2)]
+    chosen, named = (
+        log_probs_of(encoder(tiny_checkpoint, attn_implementation=name)(table_of(waves)))
+        for name in ("auto", "sdpa")
+    )
+    for one, other in zip(chosen, named, strict=True):
+        assert one is not None
+        assert other is not None
+        assert (one == other).all()

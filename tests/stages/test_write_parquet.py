@@ -37,7 +37,8 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
     }
     if index is None:
         return row | {"error": NO} | changes
-    words = [{"word": "yes", "start_s": 0.5, "end_s": 0.9, "confidence": 0.75}]
+    word = {"word": "yes", "start_s": 0.5, "end_s": 0.9, "confidence": 0.75}
+    words = [word | {"start_frame": 25, "end_frame": 45}]
     row |= {
         "segment_id": f"/r{item}.wav@{index}",
         "segment_index": index,
@@ -47,6 +48,9 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
         "text": "yes",
         "confidence": 0.75,
         "words": words,
+        "characters": None,
+        "logit_score": -1.5,
+        "lm_score": -2.5,
         "num_frames": 999,
         "sample_rate_hz": 8000,
         "num_channels": 2,
@@ -135,7 +139,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
 def test_the_footer_is_a_record_that_can_be_checked(tmp_path: Path) -> None:
     summary = write(tmp_path)
     found = footer(tmp_path / "transcripts" / "part-abc123.parquet")
-    assert found["w2v_ray.schema_version"] == "1"
+    assert found["w2v_ray.schema_version"] == "2"
     assert found["w2v_ray.job_fingerprint"] == "job1"
     record = json.loads(found["w2v_ray.shard"])
     rejects = (tmp_path / "rejects" / "part-abc123.parquet").read_bytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +67,17 @@ def test_the_text_is_the_tokenizers(
     if path:
         scores[np.arange(len(path)), path] = scores.max() + 1
         scores -= np.float16(scores.max() + data.draw(st.sampled_from([0, 1, 100])))
-    result = decode_greedy(scores, labels=CTCLabels(tokenizer, size), seconds_per_frame=0.02)
+    result = decode_greedy(scores, labels=CTCLabels(tokenizer, size))
 
     assert result.text == tokenizer.decode(path)
     words = tokenizer.decode(path, output_word_offsets=True).word_offsets
     words = [word for word in words if word["word"].strip()]
     lower = str.lower if tokenizer.do_lower_case else str
     assert [word.word for word in result.words] == [lower(word["word"].strip()) for word in words]
-    assert [word.start_s for word in result.words] == pytest.approx([w["start_offset"] * 0.02 for w in words])
-    assert [word.end_s for word in result.words] == pytest.approx([w["end_offset"] * 0.02 for w in words])
-    assert all(0 <= word.confidence <= 1 and word.start_s < word.end_s for word in result.words)
-    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(result.words))
+    assert [word.start_frame for word in result.words] == [w["start_offset"] for w in words]
+    assert [word.end_frame for word in result.words] == [w["end_offset"] for w in words]
+    assert all(0 <= word.confidence <= 1 and word.start_frame < word.end_frame for word in result.words)
+    assert all(a.end_frame <= b.start_frame for a, b in itertools.pairwise(result.words))
     assert (result.confidence is None) == (not result.words)
     assert result.confidence is None or 0 <= result.confidence <= 1
 
@@ -86,37 +85,43 @@ def test_the_text_is_the_tokenizers(
 def test_words_lie_where_their_tokens_do(tokenizers: dict[str, Wav2Vec2CTCTokenizer]) -> None:
     labels = CTCLabels(tokenizers["english"], len(ENGLISH))
     path = "__SS_OO_||__TT_TE__|"
-    result = decode_greedy(emission(spell(path), labels.size), labels=labels, seconds_per_frame=0.5)
+    result = decode_greedy(emission(spell(path), labels.size), labels=labels, characters=True)
     assert result.text == "SO TTE"
-    assert [(word.word, word.start_s, word.end_s) for word in result.words] == [
-        ("SO", 1.0, 3.5),
-        ("TTE", 6.0, 8.5),
+    assert [(word.word, word.start_frame, word.end_frame) for word in result.words] == [
+        ("SO", 2, 7),
+        ("TTE", 12, 17),
+    ]
+    assert result.characters is not None
+    assert [(char.char, char.start_frame, char.end_frame) for char in result.characters] == [
+        ("S", 2, 4),
+        ("O", 5, 7),
+        ("T", 12, 14),
+        ("T", 15, 16),
+        ("E", 16, 17),
     ]
 
 
-def test_confidence_is_the_mean_of_the_best_of_each_run(tokenizers: dict[str, Wav2Vec2CTCTokenizer]) -> None:
+def test_confidence_of_the_text_is_the_mean_of_its_words(tokenizers: dict[str, Wav2Vec2CTCTokenizer]) -> None:
     labels = CTCLabels(tokenizers["english"], len(ENGLISH))
-    likely = [0.9, 0.4, 0.8, 0.6, 0.3, 0.2, 0.5]  # blank, S, S, O, delimiter, T, T
-    result = decode_greedy(
-        emission(spell("_SSO|TT"), labels.size, likely), labels=labels, seconds_per_frame=1
-    )
-    first, second = math.sqrt(0.8 * 0.6), 0.5
+    likely = [0.9, 0.8, 0.6, 0.3, 0.5]  # blank, S, O, delimiter, T: each word can be spelled in one way
+    result = decode_greedy(emission(spell("_SO|T"), labels.size, likely), labels=labels)
+    first, second = (0.8 * 0.6) ** 0.5, 0.5
     assert [word.confidence for word in result.words] == pytest.approx([first, second])
-    assert result.confidence == pytest.approx(math.sqrt(first * second))
+    assert result.confidence == pytest.approx((first * second) ** 0.5)
 
 
 @pytest.mark.parametrize("path", ["", "____", "||_|", "_|_"])
 def test_nothing_recognised(tokenizers: dict[str, Wav2Vec2CTCTokenizer], path: str) -> None:
     labels = CTCLabels(tokenizers["english"], len(ENGLISH))
-    result = decode_greedy(emission(spell(path), labels.size), labels=labels, seconds_per_frame=0.02)
+    result = decode_greedy(emission(spell(path), labels.size), labels=labels)
     assert (result.text, result.confidence, result.words) == ("", None, [])
 
 
 def test_without_a_delimiter_the_text_is_one_word(tokenizers: dict[str, Wav2Vec2CTCTokenizer]) -> None:
     labels = CTCLabels(tokenizers["no delimiter"], 4)
-    result = decode_greedy(emission([0, 1, 1, 2, 0, 3], 4, 1 - 1e-7), labels=labels, seconds_per_frame=0.02)
+    result = decode_greedy(emission([0, 1, 1, 2, 0, 3], 4, 1 - 1e-7), labels=labels)
     (word,) = result.words
-    assert (word.word, word.start_s, word.end_s) == (result.text, pytest.approx(0.02), pytest.approx(0.12))
+    assert (word.word, word.start_frame, word.end_frame) == (result.text, 1, 6)
     assert word.confidence == pytest.approx(1)
 
 
@@ -124,8 +129,8 @@ def test_extreme_scores_stay_in_bounds(tokenizers: dict[str, Wav2Vec2CTCTokenize
     labels = CTCLabels(tokenizers["english"], len(ENGLISH))
     scores = np.full((3, labels.size), -np.inf)
     scores[0, ENGLISH["S"]], scores[2, ENGLISH["O"]] = 60_000.0, -60_000.0  # and a frame of nothing: a blank
-    result = decode_greedy(scores, labels=labels, seconds_per_frame=0.02)
-    assert result.words == [Word("SO", 0.0, pytest.approx(0.06), 0.0)]
+    result = decode_greedy(scores, labels=labels)
+    assert result.words == [Word(word="SO", start_frame=0, end_frame=3, confidence=0.0)]
     assert result.confidence == 0.0
 
 
@@ -134,9 +139,9 @@ def test_numbers_that_are_none_fail_alone(tokenizers: dict[str, Wav2Vec2CTCToken
     scores = emission(spell("SO"), labels.size)
     scores[1, 3] = np.nan
     with pytest.raises(EncodeError, match="holds NaN in 1 of 2 frames"):
-        decode_greedy(scores, labels=labels, seconds_per_frame=0.02)
+        decode_greedy(scores, labels=labels)
     with pytest.raises(EncodeError, match=r"shape \(2, 16\), expected \(frames, 18\)"):
-        decode_greedy(scores[:, :16], labels=labels, seconds_per_frame=0.02)
+        decode_greedy(scores[:, :16], labels=labels)
 
 
 def test_a_model_with_too_few_outputs_is_refused(tmp_path: Path) -> None:
@@ -157,7 +162,7 @@ def test_a_real_emission(shared_data: Path, tmp_path: Path) -> None:
     scores = np.array(json.loads((folder / "libri_logits.json").read_text()), dtype=np.float16)
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate([*letters, "<pad>"])}))
     tokenizer = Wav2Vec2CTCTokenizer(tmp_path / "vocab.json", word_delimiter_token=" ")
-    result = decode_greedy(scores, labels=CTCLabels(tokenizer, scores.shape[1]), seconds_per_frame=0.02)
+    result = decode_greedy(scores, labels=CTCLabels(tokenizer, scores.shape[1]))
     assert result.text == tokenizer.decode(scores.argmax(axis=1))
     assert result.text == (
         "i have a good deal of will you remember and what i have set my mind upon "

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from w2v_ray.errors import OutputError
 
-__all__ = ["ARCHIVE", "CHECKPOINT", "INPUTS", "clear", "results"]
+__all__ = ["ARCHIVE", "CHECKPOINT", "INPUTS", "LANGUAGE_MODEL", "clear", "redecoded", "results"]
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+LANGUAGE_MODEL = Path(__file__).parent / "lm.arpa"
 ARCHIVE = Path(__file__).parent / "archive"
 INPUTS = (str(ARCHIVE / "manifest.jsonl"), str(ARCHIVE / "more.tar"))
 
@@ -27,10 +28,16 @@ def clear(output: str) -> None:
     folder = Path(output)
     if not folder.exists():
         return
-    strangers = {path.name for path in folder.iterdir()} - {"_plan", "_tmp", "transcripts", "rejects"}
+    own = {"_plan", "_tmp", "transcripts", "rejects", "log_probs", Path(redecoded(output)).name}
+    strangers = {path.name for path in folder.iterdir()} - own
     if strangers or not (folder / "_plan" / "job.json").is_file():
         raise OutputError(f"{output!r} exists and is not a demo's output; name another folder with --output")
     shutil.rmtree(folder)
+
+
+def redecoded(output: str) -> str:
+    """The output inside a demo's that is decoded with the language model."""
+    return str(Path(output) / "with-lm")
 
 
 def results(output: str) -> Iterator[tuple[str, str, float | None]]:

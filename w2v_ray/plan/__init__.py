@@ -5,6 +5,7 @@ published. Two runs that plan the same inputs at once end with the same plan.
 """
 
 from w2v_ray.plan.planning import Plan, make_plan
+from w2v_ray.plan.redecoding import make_redecode_plan
 from w2v_ray.plan.status import Status, status
 
-__all__ = ["Plan", "Status", "make_plan", "status"]
+__all__ = ["Plan", "Status", "make_plan", "make_redecode_plan", "status"]

@@ -18,7 +18,7 @@ from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
-__all__ = ["claim_output", "job_of", "publish_plan", "published_shards", "read_plans", "table_of"]
+__all__ = ["claim_output", "job_of", "publish_plan", "published_shards", "read_job", "read_plans", "table_of"]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
 _PART_NAME = re.compile(r"part-([0-9a-f]+)\.parquet")
@@ -102,6 +102,27 @@ def claim_output(output: str, job: Mapping[str, Json]) -> str:
     raise OutputError(
         f"output {output!r} belongs to a job with other settings ({changes}); use those, or name a new output"
     )
+
+
+def read_job(output: str) -> tuple[str, dict[str, Json]]:
+    """The fingerprint and the settings of the job that an output belongs to.
+
+    Raises:
+        OutputError: It belongs to none, or to one of another version.
+    """
+    path = stores.join(output, "_plan", "job.json")
+    try:
+        found = json.loads(stores.read_bytes(path))
+        fingerprint, job, version = str(found["job_fingerprint"]), dict(found["job"]), found["schema_version"]
+    except Exception as error:  # each store has its own errors
+        raise OutputError(
+            f"{output!r} is not the output of a job ({stores.explain(error)}); name one that is"
+        ) from error
+    if version != SCHEMA_VERSION:
+        raise OutputError(
+            f"output {output!r} has schema version {version}, this is {SCHEMA_VERSION}; transcribe again"
+        )
+    return fingerprint, job
 
 
 def published_shards(output: str, table: str) -> set[str]:

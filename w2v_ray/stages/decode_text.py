@@ -1,119 +1,191 @@
-"""The text stage: the log-probabilities of each segment in, its text, words and confidence out.
+"""The text stage: the log-probabilities of each segment in, its text, words and confidences out.
 
-It decodes greedily and loads only a tokenizer: no torch, so that its workers are small.
+It decodes greedily, or by a beam search with or without a language model, and loads no torch, so that its
+workers are small.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError, EncodeError, ItemError
-from w2v_ray.schema import EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
-from w2v_ray.text.greedy import CTCLabels, GreedyResult, decode_greedy
+from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
+from w2v_ray.text.greedy import CTCLabels, checked_emission, decode_greedy
+from w2v_ray.text.lm_source import find_language_model, load_language_model
+from w2v_ray.text.search import BeamSearch, SearchOptions
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+from w2v_ray.text.transcript import Character, Transcript, Word
 
-__all__ = ["DecodeText", "DecodeTextConfig"]
+__all__ = ["DecodeText", "DecodeTextConfig", "emission_of"]
 
 _DTYPE = np.dtype(EMISSION_DTYPE).newbyteorder("<")
+Emission = NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeTextConfig:
-    """Whose tokenizer reads the emissions, and how far apart their frames are."""
+    """What the columns of the emissions stand for, how far apart their frames are, and how to decode them."""
 
-    model: str
-    """A folder or hub id with a tokenizer."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub id."""
+    tokenizer: Wav2Vec2CTCTokenizer
+    """Names the columns."""
     seconds_per_frame: float
     """From one frame of the emission to the next, in seconds of audio."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Greedy or a search, and its settings."""
+    model: str = ""
+    """The folder or hub id whose own language model is used where ``decoder.lm`` is ``checkpoint``."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    num_threads: int = 1
+    """Segments that are searched at once."""
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ConfigError("model is '', expected a folder or a hub id; name one")
         if not (math.isfinite(self.seconds_per_frame) and self.seconds_per_frame > 0):
             raise ConfigError(
                 f"seconds_per_frame is {self.seconds_per_frame}, expected above 0; it is 0.02 for wav2vec 2.0"
             )
+        if self.num_threads < 1:
+            raise ConfigError(f"num_threads is {self.num_threads}, expected at least 1; try 1")
 
 
 class DecodeText:
-    """Adds ``text``, ``confidence`` and ``words`` to a table of encoded segments and drops ``log_probs``.
+    """Adds the columns of text to a table of encoded segments and drops ``log_probs``.
 
-    The times of words are seconds in the recording. Rows with an error stay, without a text.
+    The times of words are seconds in the recording, never beyond the segment. Rows with an error stay,
+    without a text.
 
     Args:
-        config: Whose tokenizer, and the frame rate.
+        config: Whose tokenizer, the frame rate, and the settings of the decoder.
 
     Raises:
-        CheckpointError: The tokenizer cannot be loaded, or does not fit the model's outputs; the latter
-            shows at the first segment.
+        CheckpointError: The tokenizer does not fit the model's outputs, which shows at the first segment.
+        W2vRayError: The language model cannot be read.
     """
 
     def __init__(self, config: DecodeTextConfig) -> None:
-        self._tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(config.model, revision=config.revision)
-        self._seconds_per_frame = config.seconds_per_frame
-        self._labels: dict[int, CTCLabels] = {}  # by columns of the emission: one entry for one model
+        self._config = config
+        self._decoders: dict[
+            int, tuple[CTCLabels, BeamSearch | None]
+        ] = {}  # by columns of the emission: one entry for one model
+        self._language_model = None
+        wanted = config.decoder
+        if wanted.lm is not None:
+            self._language_model = load_language_model(
+                find_language_model(wanted.lm, model=config.model, revision=config.revision),
+                unigrams=wanted.unigrams,
+                alpha=wanted.alpha,
+                beta=wanted.beta,
+            )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         errors = table.column("error").to_pylist()
-        results: list[dict[str, Any]] = []
-        for i, error in enumerate(errors):
-            result: dict[str, Any] = {"text": None, "confidence": None, "words": None}
+        emissions: dict[int, Emission] = {}
+        for i, (error, num_frames) in enumerate(
+            zip(errors, table.column("num_frames").to_pylist(), strict=True)
+        ):
             if error is None:
                 try:
-                    start_s, end_s = (table.column(name)[i].as_py() for name in ("start_s", "end_s"))
-                    decoded = self._decode(
-                        table.column("log_probs")[i].as_buffer(), table.column("num_frames")[i].as_py()
-                    )
-                    result = _in_recording(decoded, start_s, end_s)
+                    emissions[i] = emission_of(table.column("log_probs")[i].as_buffer(), num_frames)
                 except ItemError as failure:
                     errors[i] = error_value("decode_text", failure)
-            results.append(result)
-
+        transcripts = self._decode(emissions, errors)
+        times = [table.column(name).to_pylist() for name in ("start_s", "end_s")]
+        rows = [
+            self._row(transcripts[i], start_s, end_s) if i in transcripts else dict.fromkeys(DECODED_TEXT)
+            for i, (start_s, end_s) in enumerate(zip(*times, strict=True))
+        ]
         table = table.drop_columns(["log_probs"])
         table = table.set_column(
             table.column_names.index("error"), pa.field("error", ERROR), pa.array(errors, ERROR)
         )
-        for name in ("text", "confidence", "words"):
-            field = TRANSCRIPT.field(name)
-            table = table.append_column(field, pa.array([result[name] for result in results], field.type))
+        for name in DECODED_TEXT:
+            column = TRANSCRIPT.field(name)
+            table = table.append_column(column, pa.array([row[name] for row in rows], column.type))
         return table
 
-    def _decode(self, emission: pa.Buffer | None, num_frames: int | None) -> GreedyResult:
-        if emission is None or num_frames is None:
-            raise EncodeError("the segment has neither an emission nor an error; encode it again")
-        if num_frames == 0:
-            return GreedyResult("", None, [])
-        size, rest = divmod(emission.size, num_frames * _DTYPE.itemsize)
-        if num_frames < 0 or rest or not size:
-            raise EncodeError(
-                f"the emission has {emission.size} bytes, expected a multiple of {_DTYPE.itemsize} for each "
-                f"of its {num_frames} frames"
-            )
-        if size not in self._labels:
-            self._labels[size] = CTCLabels(self._tokenizer, size)
-        return decode_greedy(
-            np.frombuffer(emission, _DTYPE).reshape(num_frames, size),
-            labels=self._labels[size],
-            seconds_per_frame=self._seconds_per_frame,
+    def _decode(self, emissions: dict[int, Emission], errors: list[Any]) -> dict[int, Transcript]:
+        """The transcript of each emission; of one that cannot be decoded, the error in its place."""
+        characters = self._config.decoder.characters
+        empty = Transcript(text="", confidence=None, words=[], characters=[] if characters else None)
+        transcripts = {i: empty for i, emission in emissions.items() if not len(emission)}
+        for size in {emission.shape[1] for emission in emissions.values() if len(emission)}:
+            labels, search = self._of_size(size)
+            checked = {}
+            for i, emission in emissions.items():
+                if emission.shape[1] == size and len(emission):
+                    try:
+                        checked[i] = checked_emission(emission, labels)[0]
+                    except ItemError as failure:
+                        errors[i] = error_value("decode_text", failure)
+            if search is None:
+                found = [decode_greedy(e, labels=labels, characters=characters) for e in checked.values()]
+            else:
+                found = search.decode(
+                    list(checked.values()), characters=characters, num_threads=self._config.num_threads
+                )
+            transcripts |= zip(checked, found, strict=True)
+        return transcripts
+
+    def _of_size(self, size: int) -> tuple[CTCLabels, BeamSearch | None]:
+        if size not in self._decoders:
+            labels = CTCLabels(self._config.tokenizer, size)
+            search = None
+            if self._config.decoder.is_search:
+                options = _options(self._config.decoder)
+                search = BeamSearch(labels, language_model=self._language_model, options=options)
+            self._decoders[size] = labels, search
+        return self._decoders[size]
+
+    def _row(self, transcript: Transcript, start_s: float, end_s: float) -> dict[str, Any]:
+        def placed(name: str, spans: Sequence[Word] | Sequence[Character]) -> list[dict[str, Any]]:
+            return [
+                {
+                    name: getattr(span, name),
+                    # The last frame reaches beyond the last sample, by less than a frame.
+                    "start_s": min(start_s + span.start_frame * self._config.seconds_per_frame, end_s),
+                    "end_s": min(start_s + span.end_frame * self._config.seconds_per_frame, end_s),
+                    "confidence": span.confidence,
+                    "start_frame": span.start_frame,
+                    "end_frame": span.end_frame,
+                }
+                for span in spans
+            ]
+
+        row: dict[str, Any] = {name: getattr(transcript, name) for name in DECODED_TEXT}
+        row["words"] = placed("word", transcript.words)
+        if transcript.characters is not None:
+            row["characters"] = placed("char", transcript.characters)
+        return row
+
+
+def emission_of(buffer: pa.Buffer | None, num_frames: int | None) -> Emission:
+    """The emission in a buffer, shape (num_frames, columns).
+
+    Raises:
+        EncodeError: There is none, or its size does not fit the number of frames.
+    """
+    if buffer is None or num_frames is None:
+        raise EncodeError("the segment has neither an emission nor an error; encode it again")
+    if num_frames == 0:
+        return np.zeros((0, 0), _DTYPE)
+    columns, rest = divmod(buffer.size, num_frames * _DTYPE.itemsize)
+    if num_frames < 0 or rest or not columns:
+        raise EncodeError(
+            f"the emission has {buffer.size} bytes, expected a multiple of {_DTYPE.itemsize} for each "
+            f"of its {num_frames} frames"
         )
+    return np.frombuffer(buffer, _DTYPE).reshape(num_frames, columns)
 
 
-def _in_recording(result: GreedyResult, start_s: float, end_s: float) -> dict[str, Any]:
-    words = [
-        {
-            "word": word.word,
-            # The last frame reaches beyond the last sample, by less than a frame.
-            "start_s": min(start_s + word.start_s, end_s),
-            "end_s": min(start_s + word.end_s, end_s),
-            "confidence": word.confidence,
-        }
-        for word in result.words
-    ]
-    return {"text": result.text, "confidence": result.confidence, "words": words}
+def _options(decoder: DecoderConfig) -> SearchOptions:
+    names = ("beam_width", "beam_prune_logp", "token_min_logp", "hotword_weight")
+    given = {name: value for name in names if (value := getattr(decoder, name)) is not None}
+    return SearchOptions(hotwords=decoder.hotwords, **given)

@@ -11,14 +11,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
+from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
 from w2v_ray.errors import ConfigError, EncodeError, ItemError, TooShortError
 from w2v_ray.models.auto import AutoModelForCTC
+from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import EMISSION_DTYPE, ENCODED, ERROR, SAMPLE_RATE_HZ, error_value
 
 __all__ = ["Encode", "EncodeConfig", "plan_batches"]
@@ -77,7 +80,7 @@ class Encode:
         self._budget_s = config.max_batch_seconds or (8.0 if self._device.type == "cpu" else 240.0)
         self._max_padding = config.max_padding
         self._report = report
-        self._extract = Wav2Vec2FeatureExtractor.from_pretrained(config.model, revision=config.revision)
+        self._extract = AutoFeatureExtractor.from_pretrained(config.model, revision=config.revision)
         self._model = AutoModelForCTC.from_pretrained(
             config.model,
             revision=config.revision,
@@ -85,6 +88,14 @@ class Encode:
             attn_implementation=config.attn_implementation,
         ).to(self._device)
         self._dtype = next(self._model.parameters()).dtype
+        settings = self._model.config
+        # Mel features are scaled by their variance over time, which one frame alone has not.
+        self._shortest = (
+            settings.receptive_samples if isinstance(settings, Wav2Vec2Config) else FRAME_LENGTH + FRAME_SHIFT
+        )
+        # Where features are much work, they are made where the model is.
+        makes_features = self._model.main_input_name == "input_features"
+        self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._num_threads is not None:
@@ -93,16 +104,15 @@ class Encode:
         errors = table.column("error").to_pylist()
         waves: dict[int, np.ndarray] = {}
         emissions: list[np.ndarray | None] = [None] * len(errors)
-        shortest = self._model.config.receptive_samples
         for row, buffer in enumerate(_buffers(table.column("samples"))):
             if errors[row] is not None:
                 continue
             assert buffer is not None, "an item without an error has samples"
             waves[row] = np.frombuffer(buffer, np.float32)
-            if len(waves[row]) < shortest:
+            if len(waves[row]) < self._shortest:
                 error = TooShortError(
-                    f"the segment has {len(waves[row])} samples, the encoder needs {shortest} for one frame; "
-                    "nothing can be recognised in so short a sound"
+                    f"the segment has {len(waves[row])} samples, the encoder needs {self._shortest} for one "
+                    "frame; nothing can be recognised in so short a sound"
                 )
                 errors[row] = error_value("encode", error)
                 del waves[row]
@@ -149,8 +159,9 @@ class Encode:
             padding=True,
             return_attention_mask=True,
             return_tensors="pt",
+            **self._on_device,
         )
-        values = features["input_values"].to(self._device, self._dtype)
+        values = features[self._model.main_input_name].to(self._device, self._dtype)
         mask = features["attention_mask"].to(self._device)
         # Said here, as a config.json can ask for more, or for a tuple.
         asked = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -158,7 +169,7 @@ class Encode:
         log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         finite = log_probs.isfinite().all(-1).cpu().numpy()
         emissions = log_probs.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
-        num_frames = self._model.wav2vec2.num_frames(mask.sum(-1)).cpu().tolist()
+        num_frames = self._model.base_model.num_frames(mask.sum(-1)).cpu().tolist()
         for row, frames in enumerate(num_frames):
             if finite[row, :frames].all():
                 yield emissions[row, :frames]

@@ -1,4 +1,5 @@
-"""Publishing a shard: its rejects first, then its rows, whose file is the record that the shard is done.
+"""Publishing a shard: its rejects, then what is kept of its log-probabilities, and last its rows, whose file
+is the record that the shard is done.
 
 A shard that is published already is left as it is. Rows have one order and one schema, whatever the order
 and columns they come in.
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, OutputError
-from w2v_ray.schema import REJECT, SCHEMA_VERSION, TABLES
+from w2v_ray.schema import LOG_PROBS, REJECT, SCHEMA_VERSION, TABLES
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
 
@@ -49,6 +50,8 @@ class WriteParquetConfig:
     """Of the plan: parts of another job are never taken for this one's."""
     table: str = "transcripts"
     """The table that receives the rows: a folder in the output."""
+    keeps_log_probs: bool = False
+    """Whether the tables have the columns of KEPT, which go to ``log_probs/``."""
 
     def __post_init__(self) -> None:
         if not self.output or not self.job_fingerprint:
@@ -64,7 +67,8 @@ class WriteParquet:
     """Publishes all rows of one shard and returns one row that sums them up.
 
     It takes the columns of the table's schema and ``item_index``, ``segment_id``, ``segment_index``,
-    ``byte_size``, ``planned_s`` and ``error``; others are not written.
+    ``byte_size``, ``planned_s`` and ``error``, and those of LOG_PROBS where these are kept; others are not
+    written.
 
     Raises:
         OutputError: The store refuses, or the shard is published by another job.
@@ -74,6 +78,9 @@ class WriteParquet:
         self._output = stores.canonical(config.output)  # workers have other working folders
         self._job_fingerprint = config.job_fingerprint
         self._table, self._schema = config.table, TABLES[config.table]
+        self._keeps_log_probs = config.keeps_log_probs
+        kept = LOG_PROBS.names if config.keeps_log_probs else []
+        self._needed = list(dict.fromkeys([*self._schema.names, *_NEEDED, *kept]))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard_ids = pc.unique(table.column("shard_id")).to_pylist()
@@ -82,9 +89,7 @@ class WriteParquet:
         summary = self._published(name)
         if summary is None:
             order = [("item_index", "ascending"), ("segment_index", "ascending")]
-            summary = self._publish(
-                name, table.select(list(dict.fromkeys([*self._schema.names, *_NEEDED]))).sort_by(order)
-            )
+            summary = self._publish(name, table.select(self._needed).sort_by(order))
         reasons = json.dumps(summary["rejects_by_reason"])
         return pa.Table.from_pylist([summary | {"rejects_by_reason": reasons}], schema=_SUMMARY)
 
@@ -113,6 +118,9 @@ class WriteParquet:
             summary["rejects_sha256"] = hashlib.sha256(data).hexdigest()
         else:
             stores.remove(path)  # of an attempt that did not come to the end
+        if self._keeps_log_probs:
+            data = self._file(table.select(LOG_PROBS.names).cast(LOG_PROBS), summary)
+            stores.publish(stores.join(self._output, "log_probs", name), data, root=self._output)
         data = self._file(rows.select(self._schema.names).cast(self._schema), summary)
         stores.publish(stores.join(self._output, self._table, name), data, root=self._output)
         return summary

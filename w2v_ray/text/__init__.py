@@ -6,10 +6,11 @@ from w2v_ray.text.align_text import AlignedSpan, TextAlignment, align_texts, fra
 from w2v_ray.text.alphabet import Alphabet, build_alphabet
 from w2v_ray.text.beam import BeamSearchDecoderCTC, Hypothesis, OutputBeam, TextToken, build_ctcdecoder
 from w2v_ray.text.fusion import FusionWeights, LanguageModel
-from w2v_ray.text.greedy import CTCLabels, GreedyResult, Word, decode_greedy
+from w2v_ray.text.greedy import CTCLabels, decode_greedy
 from w2v_ray.text.language_model import KenlmModel, NgramModel, open_language_model
 from w2v_ray.text.spelling import Spelling
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+from w2v_ray.text.transcript import Character, Transcript, Word
 from w2v_ray.text.words import Wav2Vec2CTCTokenizerOutput
 
 __all__ = [
@@ -18,9 +19,9 @@ __all__ = [
     "Alphabet",
     "BeamSearchDecoderCTC",
     "CTCLabels",
+    "Character",
     "ForcedAlignment",
     "FusionWeights",
-    "GreedyResult",
     "Hypothesis",
     "KenlmModel",
     "LanguageModel",
@@ -29,6 +30,7 @@ __all__ = [
     "Spelling",
     "TextAlignment",
     "TextToken",
+    "Transcript",
     "Wav2Vec2CTCTokenizer",
     "Wav2Vec2CTCTokenizerOutput",
     "Word",

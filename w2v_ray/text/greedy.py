@@ -1,41 +1,21 @@
-"""Greedy CTC decoding: the best path of an emission as text, words with times, and confidences.
+"""Greedy CTC decoding: the best path of an emission as text and words, with frames and confidences.
 
 The text is what the tokenizer makes of the best path; nothing is searched.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from w2v_ray.errors import CheckpointError, EncodeError
+from w2v_ray.text.confidence import SpelledWord, Token, score_characters, score_words, text_confidence
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+from w2v_ray.text.transcript import Transcript
 
-__all__ = ["CTCLabels", "GreedyResult", "Word", "decode_greedy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A recognised word, with times in seconds from the start of the emission."""
-
-    word: str
-    start_s: float
-    end_s: float
-    confidence: float
-
-
-@dataclass(frozen=True, slots=True)
-class GreedyResult:
-    """What was recognised."""
-
-    text: str
-    confidence: float | None
-    """In [0, 1]; null where there are no words."""
-    words: list[Word]
+__all__ = ["CTCLabels", "checked_emission", "decode_greedy"]
 
 
 class CTCLabels:
@@ -71,25 +51,41 @@ class CTCLabels:
         # Columns of one token are one label: they merge as equal neighbours do.
         self.merged = np.array([first.setdefault(token, i) for i, token in enumerate(tokens)], dtype=np.intp)
         self.is_blank = np.array([token == tokenizer.pad_token for token in tokens])
+        self.blank = int(np.flatnonzero(self.is_blank)[0])
         self.is_space = np.array([text == tokenizer.replace_word_delimiter_char for text in self.texts])
 
 
+def checked_emission(
+    log_probs: NDArray[np.floating[Any]], labels: CTCLabels
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """An emission as float32, which numpy is fastest with, and the best column of each frame.
+
+    Raises:
+        EncodeError: The emission does not fit the labels, or holds a NaN.
+    """
+    if log_probs.ndim != 2 or log_probs.shape[1] != labels.size:
+        raise EncodeError(f"the emission has shape {log_probs.shape}, expected (frames, {labels.size})")
+    scores = log_probs.astype(np.float32)
+    path = scores.argmax(axis=1)
+    best = np.take_along_axis(scores, path[:, None], axis=1)[:, 0]
+    if np.isnan(best).any():  # argmax stops at the first NaN of a frame
+        raise EncodeError(f"the emission holds NaN in {np.isnan(best).sum()} of {len(best)} frames")
+    return scores, path
+
+
 def decode_greedy(
-    log_probs: NDArray[np.floating[Any]], *, labels: CTCLabels, seconds_per_frame: float
-) -> GreedyResult:
+    log_probs: NDArray[np.floating[Any]], *, labels: CTCLabels, characters: bool = False
+) -> Transcript:
     """Reads the best label of each frame, merges equal neighbours, and leaves out blanks.
 
     The text equals ``tokenizer.decode(log_probs.argmax(axis=1))``. Unknown and other special tokens that
     are not the blank are part of it, as they are there. Words lie between delimiters; without any, the
-    text is one word.
-
-    The confidence of a token is the highest probability in its run of frames, that of a word the
-    geometric mean over its tokens, and that of the text the geometric mean over its words.
+    text is one word. Confidences are those of ``score_words``, and for the text their geometric mean.
 
     Args:
         log_probs: Natural log-probabilities, shape (frames, columns).
         labels: What the columns stand for.
-        seconds_per_frame: From one frame to the next.
+        characters: Whether to score characters too.
 
     Returns:
         The text, and words from the first frame of their first token to the end of the last frame of
@@ -98,40 +94,33 @@ def decode_greedy(
     Raises:
         EncodeError: The emission does not fit the labels, or holds a NaN.
     """
-    if log_probs.ndim != 2 or log_probs.shape[1] != labels.size:
-        raise EncodeError(f"the emission has shape {log_probs.shape}, expected (frames, {labels.size})")
-    if not len(log_probs):
-        return GreedyResult("", None, [])
-    scores = log_probs.astype(np.float32)  # numpy has no fast float16 argmax
-    path = scores.argmax(axis=1)
-    best = np.take_along_axis(scores, path[:, None], axis=1)[:, 0]
-    if np.isnan(best).any():  # argmax stops at the first NaN of a frame
-        raise EncodeError(f"the emission holds NaN in {np.isnan(best).sum()} of {len(best)} frames")
-
+    scores, path = checked_emission(log_probs, labels)
+    if not len(scores):
+        return Transcript(text="", confidence=None, words=[], characters=[] if characters else None)
     merged = labels.merged[path]
     starts = np.flatnonzero(np.concatenate([[True], merged[1:] != merged[:-1]]))
     ends = np.append(starts[1:], len(merged))
-    peaks = np.minimum(np.maximum.reduceat(best, starts), 0).astype(np.float64)  # rounding may go above 0
     kept = ~labels.is_blank[merged[starts]]
-    run_labels, starts, ends, peaks = merged[starts][kept], starts[kept], ends[kept], peaks[kept]
-    texts = [labels.texts[label] for label in run_labels]
+    columns, starts, ends = path[starts][kept], starts[kept], ends[kept]
+    texts = [labels.texts[column] for column in columns]
 
-    is_space = labels.is_space[run_labels]
+    is_space = labels.is_space[columns]
     edges = np.flatnonzero(np.diff(np.concatenate([[True], is_space, [True]])))
-    words, scores_of_words = [], []
-    for first, end in edges.reshape(-1, 2).tolist():
-        word = "".join(texts[first:end]).strip()
-        if not word:
-            continue
-        score = float(peaks[first:end].mean())
-        scores_of_words.append(score)
-        words.append(
-            Word(
-                word.lower() if labels.tokenizer.do_lower_case else word,
-                float(starts[first] * seconds_per_frame),
-                float(ends[end - 1] * seconds_per_frame),
-                math.exp(score),
-            )
+    change = str.lower if labels.tokenizer.do_lower_case else str
+    tokens = [
+        Token(change(text), column, start, end)
+        for text, column, start, end in zip(
+            texts, columns.tolist(), starts.tolist(), ends.tolist(), strict=True
         )
-    text = labels.tokenizer.finish_text("".join(texts))
-    return GreedyResult(text, math.exp(sum(scores_of_words) / len(words)) if words else None, words)
+    ]
+    spelled = []
+    for first, end in edges.reshape(-1, 2).tolist():
+        if word := "".join(texts[first:end]).strip():
+            spelled.append(SpelledWord(change(word), tuple(tokens[first:end])))
+    words = score_words(scores, spelled, blank=labels.blank)
+    return Transcript(
+        text=labels.tokenizer.finish_text("".join(texts)),
+        confidence=text_confidence(words),
+        words=words,
+        characters=score_characters(scores, spelled) if characters else None,
+    )

@@ -1,0 +1,174 @@
+"""How emissions become text, as settings: read and checked here, used by every job that decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from w2v_ray.errors import ConfigError
+
+__all__ = ["DecoderConfig", "check_choice", "check_range", "check_types", "kind_of"]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_list(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# The annotation of a field -> what a value of it is called, and the check.
+_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "tuple[str, ...]": ("a list of text", _is_text_list),
+    "str": ("text", _is_text),
+    "str | None": ("text or null", lambda value: value is None or _is_text(value)),
+    "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
+    "float": ("a number", _is_number),
+    "float | None": ("a number or null", lambda value: value is None or _is_number(value)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+# Of a search -> the bounds of its value. Null is the default of the search, or what the language model says.
+_SEARCH_BOUNDS = {
+    "alpha": (0, 100),
+    "beta": (-100, 100),
+    "hotword_weight": (0, 1000),
+    "beam_width": (1, 10_000),
+    "beam_prune_logp": (-1000, 0),
+    "token_min_logp": (-1000, 0),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """How emissions become text: greedily, or by a beam search where one of its settings asks for it.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of bounds, or belongs to a search that nothing
+            asks for.
+    """
+
+    lm: str | None = None
+    """A language model: an ARPA, ``.w2vlm`` or KenLM file or URL, or ``checkpoint`` for the model's own."""
+
+    alpha: float | None = None
+    """Weight of the language model (0 to 100); null: 0.5, or what the checkpoint's own says."""
+
+    beta: float | None = None
+    """What each word adds to a score (-100 to 100); null: 1.5, or what the checkpoint's own says."""
+
+    unigrams: str | None = None
+    """A file or URL of the words that count as known, one a line; null: those of an ARPA or ``.w2vlm``."""
+
+    hotwords: tuple[str, ...] = ()
+    """Words or phrases that the search prefers."""
+
+    hotword_weight: float | None = None
+    """How much it prefers them (0 to 1000); null: 10."""
+
+    beam_width: int | None = None
+    """Beams kept per frame (1 to 10000); null: 100 with ``lm`` or ``hotwords``, greedy decoding without."""
+
+    beam_prune_logp: float | None = None
+    """Beams this much below the best are dropped (-1000 to 0); null: -10."""
+
+    token_min_logp: float | None = None
+    """Tokens below it are not tried in a frame unless best (-1000 to 0); null: -5."""
+
+    characters: bool = False
+    """Whether the rows hold times and confidences of characters besides those of words."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        object.__setattr__(self, "hotwords", tuple(self.hotwords))
+        for name in ("lm", "unigrams"):
+            text = getattr(self, name)
+            if text is not None and not text.strip():
+                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one, or leave it out")
+        if not all(word.strip() for word in self.hotwords):
+            raise ConfigError(f"hotwords is {list(self.hotwords)!r}, expected words; take out what is empty")
+        for name, bounds in _SEARCH_BOUNDS.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, *bounds)
+        needs = {
+            "alpha": (self.lm, "name lm"),
+            "beta": (self.lm, "name lm"),
+            "unigrams": (self.lm, "name lm"),
+            "hotword_weight": (self.hotwords, "name hotwords"),
+            "beam_prune_logp": (self.is_search, "set beam_width, or name lm or hotwords"),
+            "token_min_logp": (self.is_search, "set beam_width, or name lm or hotwords"),
+        }
+        for name, (has_use, fix) in needs.items():
+            if (value := getattr(self, name)) is not None and not has_use:
+                raise ConfigError(f"{name} is {value!r}, which has no effect by itself; {fix} too")
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the settings ask for a beam search."""
+        return self.lm is not None or bool(self.hotwords) or self.beam_width is not None
+
+    def decoder(self) -> DecoderConfig:
+        """These settings alone, of a config that has others besides."""
+        return DecoderConfig(**{field.name: getattr(self, field.name) for field in fields(DecoderConfig)})
+
+    def search_fields(self) -> dict[str, Any]:
+        """The settings that decide what text comes out, without those that are as they were left.
+
+        ``lm`` and ``unigrams`` are names here: of the files their content counts, which is for others to
+        read.
+        """
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(DecoderConfig)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+
+def check_types(config: DecoderConfig) -> None:
+    for field in fields(config):
+        expected, is_valid = _TYPES[str(field.type)]
+        value = getattr(config, field.name)
+        if not is_valid(value):
+            raise ConfigError(
+                f"{field.name} is {value!r} ({kind_of(value)}), expected {expected}; "
+                + _fix(field.name, value, expected)
+            )
+        if str(field.type).startswith("float") and value is not None:
+            object.__setattr__(config, field.name, float(value))
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(choices)}; choose one of these")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also true for nan
+        fix = "lower it" if value > high else "raise it" if value < low else "give a number"
+        raise ConfigError(f"{name} is {value:g}, expected {low} to {high}; {fix}")
+
+
+def kind_of(value: object) -> str:
+    names = {str: "text", bool: "a truth value", int: "a whole number", float: "a number", dict: "a mapping"}
+    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _fix(name: str, value: object, expected: str) -> str:
+    if expected == "a list of text":
+        return f"write `{name}: [FIRST, SECOND]`"
+    if expected == "true or false":
+        return "write true or false, without quotes"
+    if value is None:
+        return "give one, or leave the key out for the default"
+    return "put it in quotes" if expected.startswith("text") else "write it as digits, without quotes"

@@ -1,0 +1,69 @@
+"""Planning to decode again: the shards that another output has published, planned in this one as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from w2v_ray import stores
+from w2v_ray.errors import OutputError
+from w2v_ray.plan import records
+from w2v_ray.plan.planning import Plan
+from w2v_ray.plan.shards import shard_bounds
+
+__all__ = ["make_redecode_plan"]
+
+
+def make_redecode_plan(source: str, output: str, *, job: Mapping[str, records.Json]) -> Plan:
+    """Plans the shards of a source that no plan of the output holds yet.
+
+    Args:
+        source: The output of a job that kept log-probabilities; what it has not published is left out.
+        output: Folder or URL of one; it must be new, empty, or the output of the same job.
+        job: The settings that decide what the rows are.
+
+    Raises:
+        OutputError: The source kept none, or the output cannot be written or belongs to another job.
+    """
+    source, output = stores.canonical(source), stores.canonical(output)
+    if source == output:
+        raise OutputError(f"output {output!r} is the source itself; name another")
+    source_fingerprint, source_job = records.read_job(source)
+    if source_job.get("keep_log_probs") is None:
+        raise OutputError(
+            f"{source!r} holds no log-probabilities; transcribe into a new output with --keep-log-probs"
+        )
+    items, _ = records.read_plans(source)
+    ready = records.published_shards(source, "transcripts")
+    items = items.filter(pc.is_in(items.column("shard_id"), value_set=pa.array(sorted(ready), pa.string())))
+    if not items.num_rows:
+        raise OutputError(f"{source!r} has no published shards yet; wait for its job, or run it again")
+    fingerprint = records.claim_output(output, dict(job) | {"redecodes": source_fingerprint})
+    planned, num_plans = records.read_plans(output)
+    new = _unplanned(items, planned)
+    while new.num_rows and not records.publish_plan(output, new, num_plans + 1):
+        planned, num_plans = records.read_plans(output)  # a faster run took that number
+        new = _unplanned(items, planned)
+    everything = pa.concat_tables([planned, new])
+    published = records.published_shards(output, "transcripts")
+    seconds = {
+        shard_id: pc.sum(everything.column("planned_s").slice(begin, size)).as_py()
+        for shard_id, begin, size in shard_bounds(everything)
+    }
+    return Plan(
+        output=output,
+        job_fingerprint=fingerprint,
+        items=everything,
+        shard_seconds=seconds,
+        pending=tuple(shard_id for shard_id in seconds if shard_id not in published),
+        num_new=new.num_rows,
+        num_duplicates=0,
+        skipped={},
+    )
+
+
+def _unplanned(items: pa.Table, planned: pa.Table) -> pa.Table:
+    known = pc.is_in(items.column("shard_id"), value_set=planned.column("shard_id").combine_chunks())
+    return items.filter(pc.invert(known))
