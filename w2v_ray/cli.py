@@ -255,9 +255,12 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
 
 def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse.Namespace) -> int:
     from w2v_ray import console
+    from w2v_ray.align_config import AlignConfig
 
     if args.json:
         print(summary.to_json())
+    elif isinstance(job, AlignConfig):
+        console.show_summary(summary, did="aligned", rows="recordings")
     else:
         console.show_summary(summary)
     if summary.reject_rate > job.max_reject_rate:

@@ -110,15 +110,15 @@ def _plain_lines() -> Callable[[Progress], None]:
     return show
 
 
-def show_summary(summary: RunSummary) -> None:
-    """The closing lines of a run."""
+def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segments") -> None:
+    """The closing lines of a run that ``did`` something to audio and wrote ``rows``."""
     console = Console(highlight=False, markup=False, emoji=False)
     table = Table.grid(padding=(0, 2))
     if summary.num_shards_before == summary.num_shards:
         table.add_row("nothing to do", f"all {summary.num_shards} shards were published by earlier runs")
     else:
         rate = (summary.audio_s + summary.rejected_s) / summary.wall_s if summary.wall_s else 0
-        table.add_row("transcribed", f"{audio_time(summary.audio_s)} of audio in {summary.num_rows} segments")
+        table.add_row(did, f"{audio_time(summary.audio_s)} of audio in {summary.num_rows} {rows}")
         table.add_row("took", f"{_clock(summary.wall_s)} ({rate:.1f} x real time, start-up included)")
     if summary.num_rejects:
         reasons = ", ".join(
