@@ -580,6 +580,7 @@ struct Emission {
     std::size_t num_frames, num_labels;
     Dtype dtype;
     bool are_probabilities;
+    bool are_log_probs;  // already, and clipped: of float64
 };
 
 struct Token {
@@ -619,7 +620,11 @@ class FrameReader {
             }
             case Dtype::f64: {
                 const auto *row = static_cast<const double *>(emission_.data) + from;
-                emission_.are_probabilities ? take_logs(row, [](double x) { return x; }) : soften(row, frame);
+                if (emission_.are_log_probs) {
+                    take_as_they_are(row, frame);
+                } else {
+                    emission_.are_probabilities ? take_logs(row, [](double x) { return x; }) : soften(row, frame);
+                }
             }
         }
         Index best = 0;
@@ -641,6 +646,10 @@ class FrameReader {
         for (std::size_t i = 0; i < emission_.num_labels; ++i) {
             logp_[i] = round(std::log(std::min(std::max(row[i], least), T(1))));
         }
+    }
+    void take_as_they_are(const double *row, std::size_t frame) {
+        std::copy(row, row + emission_.num_labels, logp_.begin());
+        check(0.0, row_sum(row, emission_.num_labels), frame);
     }
     void check(double largest, double sum, std::size_t frame) const {
         if (sum == sum && std::isfinite(largest)) return;
@@ -1428,7 +1437,7 @@ class BeamSearch {
     BeamSearch(const std::vector<std::string> &labels, bool is_bpe) : labels_(labels, is_bpe) {}
 
     // `model` is None, an NgramModel or a kenlm.Model, whose State `start_state` is; an integer for NgramModel.
-    nb::list search(const std::vector<Array> &arrays, const std::vector<bool> &are_probabilities, nb::object model,
+    nb::list search(const std::vector<Array> &arrays, const std::vector<bool> &are_probabilities, bool are_log_probs, nb::object model,
                     const Trie *unigrams, double alpha, double beta, double unk_score_offset, bool score_boundary,
                     std::size_t beam_width, double beam_prune_logp, double token_min_logp, bool prune_history,
                     const Trie *hotwords, double hotword_weight, nb::object start_state, std::size_t n_best,
@@ -1449,6 +1458,10 @@ class BeamSearch {
         }
         for (std::size_t i = 0; i < arrays.size(); ++i) {
             job.emissions.push_back(checked(arrays[i], are_probabilities.at(i)));
+            job.emissions.back().are_log_probs = are_log_probs && !are_probabilities.at(i);
+            if (are_log_probs && !are_probabilities.at(i) && job.emissions.back().dtype != Dtype::f64) {
+                throw FrameError("log-probabilities are expected to be of float64");
+            }
         }
         job.results.resize(arrays.size());
         {
@@ -1497,7 +1510,7 @@ class BeamSearch {
         } else if (array.dtype().code != std::uint8_t(nb::dlpack::dtype_code::Float) || array.dtype().bits != 16) {
             throw FrameError("an emission is of an unexpected type, expected float16, float32 or float64");
         }
-        return {array.data(), array.shape(0), array.shape(1), dtype, are_probabilities};
+        return {array.data(), array.shape(0), array.shape(1), dtype, are_probabilities, false};
     }
 
     // From here to decode_one the GIL is not held.
@@ -1658,7 +1671,7 @@ NB_MODULE(_beam, module) {
 
     nb::class_<BeamSearch>(module, "BeamSearch")
         .def(nb::init<const std::vector<std::string> &, bool>(), "labels"_a, "is_bpe"_a)
-        .def("search", &BeamSearch::search, "arrays"_a, nb::kw_only(), "are_probabilities"_a,
+        .def("search", &BeamSearch::search, "arrays"_a, nb::kw_only(), "are_probabilities"_a, "are_log_probs"_a,
              "model"_a.none(), "unigrams"_a.none(), "alpha"_a, "beta"_a, "unk_score_offset"_a, "score_boundary"_a,
              "beam_width"_a, "beam_prune_logp"_a, "token_min_logp"_a, "prune_history"_a, "hotwords"_a.none(),
              "hotword_weight"_a, "start_state"_a.none(), "n_best"_a, "with_pieces"_a, "num_threads"_a);

@@ -56,6 +56,7 @@ class BeamSearch:
         arrays: list[NDArray[np.floating[Any]]],
         *,
         are_probabilities: list[bool],
+        are_log_probs: bool,
         model: Any,
         unigrams: Trie | None,
         alpha: float,

@@ -80,7 +80,7 @@ class BeamSearchDecoderCTC:
 
     @property
     def alphabet(self) -> Alphabet:
-        """What the columns of the logits are."""
+        """The labels."""
         return self._alphabet
 
     @property
@@ -130,8 +130,7 @@ class BeamSearchDecoderCTC:
             **weights: ``alpha``, ``beta``, ``unk_score_offset``, ``lm_score_boundary`` for this call alone.
 
         Raises:
-            ValueError: The logits are not such an array, or hold NaN or inf.
-            ConfigError: An option is out of bounds.
+            ValueError: The logits are no such array, or hold NaN or inf; an option is out of bounds.
         """
         found = self._decode(
             [logits],
@@ -279,20 +278,21 @@ class BeamSearchDecoderCTC:
     ) -> list[list[Any]]:
         beam_width, beam_prune_logp, token_min_logp, prune_history, hotwords, hotword_weight = options
         prepared = [self._prepared(logits) for logits in logits_list]
+        in_full = n_best > 1  # of many beams some have nearly equal scores: round as NumPy does
         model = self._language_model
         given: dict[str, Any] = {name: value for name, value in weights.items() if value is not None}
         if unknown := set(given) - set(FusionWeights.__annotations__):
             raise TypeError(f"{sorted(unknown)[0]} is no option of the search")
-        boundary = given.get("lm_score_boundary", model.score_boundary if model else True)
         return self._search.search(
-            [array for array, _ in prepared],
+            [array if are or not in_full else _log_probs(array) for array, are in prepared],
+            are_log_probs=in_full,
             are_probabilities=[are for _, are in prepared],
             model=model.model if model else None,
             unigrams=model.unigrams if model else None,
             alpha=given.get("alpha", model.alpha if model else 0.0),
             beta=given.get("beta", model.beta if model else 0.0),
             unk_score_offset=given.get("unk_score_offset", model.unk_score_offset if model else 0.0),
-            score_boundary=boundary,
+            score_boundary=given.get("lm_score_boundary", model.score_boundary if model else True),
             beam_width=_whole("beam_width", beam_width),
             beam_prune_logp=_not_positive("beam_prune_logp", beam_prune_logp),
             token_min_logp=float(token_min_logp),
@@ -314,7 +314,7 @@ class BeamSearchDecoderCTC:
                 "each label and the blank; pass one utterance's logits of the model that the labels belong to"
             )
         if self._num_labels == 0:
-            raise ValueError("the alphabet has no labels, expected at least the blank; build it with labels")
+            raise ValueError("the alphabet has no labels, expected at least the blank; build one with labels")
         if logits.dtype.kind not in "fiub":
             raise ValueError(f"the logits are of type {logits.dtype}, expected float16, float32 or float64")
         is_native = logits.dtype.char in "efd" and logits.dtype.isnative
@@ -405,18 +405,23 @@ def build_ctcdecoder(
         return BeamSearchDecoderCTC(alphabet)
     path = os.fspath(kenlm_model_path)
     model = open_language_model(path)
-    weights: dict[str, Any] = {
-        "alpha": alpha,
-        "beta": beta,
-        "unk_score_offset": unk_score_offset,
-        "score_boundary": lm_score_boundary,
-    }
+    weights: dict[str, Any] = {"alpha": alpha, "beta": beta, "unk_score_offset": unk_score_offset}
+    weights["score_boundary"] = lm_score_boundary
     source = path if os.path.isfile(path) else None
     if unigrams is None:
         unigrams = listed_unigrams(path)
         if unigrams is None and isinstance(model, NgramModel):
             return BeamSearchDecoderCTC(alphabet, LanguageModel.of_all_words(model, path=source, **weights))
     return BeamSearchDecoderCTC(alphabet, LanguageModel(model, unigrams, path=source, **weights))
+
+
+def _log_probs(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Log-softmax in the type of the logits, as pyctcdecode has it, clipped in float64."""
+    with np.errstate(all="ignore"):
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        clipped: NDArray[np.float64] = np.clip(log_probs.astype(np.float64), math.log(1e-15), 0)
+    return clipped
 
 
 def _hotword_trie(hotwords: Iterable[str] | None) -> Trie | None:
