@@ -13,12 +13,28 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 
 from w2v_ray.packing import PackedStage, pack, unpack
-from w2v_ray.schema import DECODED, ENCODED, ERROR, ITEM, READ, SEGMENT, TRANSCRIPT, WORD
+from w2v_ray.schema import (
+    ALIGNED_CHARACTER,
+    ALIGNED_WORD,
+    ALIGNMENT,
+    CHARACTER,
+    DECODED,
+    ENCODED,
+    ERROR,
+    ITEM,
+    KEPT,
+    READ,
+    SEGMENT,
+    TRANSCRIPT,
+    WORD,
+)
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.read_audio import ReadAudio
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 
 ERROR_VALUE = {"stage": "decode_audio", "error_class": "DecodeError", "message": "no audio"}
+
+TIMES = {"start_s": 0.5, "end_s": 1.0}
 
 # Two values of each type that travels in a shard, apart from null.
 VALUES: dict[pa.DataType, list[Any]] = {
@@ -30,9 +46,12 @@ VALUES: dict[pa.DataType, list[Any]] = {
     pa.bool_(): [True, False],
     pa.large_binary(): [b"", b"\x00\xff" * 50],
     ERROR: [ERROR_VALUE, {"stage": None, "error_class": "", "message": None}],
-    pa.list_(WORD): [[], [{"word": "a", "start_s": 0.5, "end_s": 1.0, "confidence": 0.25}] * 2],
+    pa.list_(WORD): [[], [{"word": "a", "confidence": 0.25, "start_frame": 3} | TIMES] * 2],
+    pa.list_(CHARACTER): [[{"char": "a", "confidence": 0.25, "end_frame": 4} | TIMES], []],
+    pa.list_(ALIGNED_WORD): [[{"word": "a", "score": None, "aligned": False} | TIMES], []],
+    pa.list_(ALIGNED_CHARACTER): [[], [{"char": "a", "score": 0.5, "aligned": True} | TIMES] * 2],
 }
-COLUMNS = pa.schema([*ITEM, *READ, *DECODED, *SEGMENT, *ENCODED, *TRANSCRIPT])
+COLUMNS = [*ITEM, *READ, *DECODED, *SEGMENT, *ENCODED, *KEPT, *TRANSCRIPT, *ALIGNMENT]
 TYPES = sorted({field.type for field in COLUMNS}, key=str)
 
 
