@@ -75,6 +75,10 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
             transcribe(full, out, "--hotwords", "STOP,sand"),
             ["'sand'", "write it in upper case"],
         ),
+        "hotwords that no file holds": (
+            transcribe(full, out, "--hotwords", "names.txt"),
+            ["'names.txt'", "lacks", "name a file of them that exists"],
+        ),
         "checkpoint without a language model": (
             transcribe(full, out, "--lm", "checkpoint"),
             ["language_model", "name the file"],
@@ -122,6 +126,7 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         "language model in lower case",
         "unigrams of another script",
         "hotwords that cannot be spelled",
+        "hotwords that no file holds",
         "checkpoint without a language model",
         "alpha without a language model",
         "decode again what was not kept",

@@ -104,10 +104,13 @@ def test_the_perplexity_of_another_text(tmp_path: Path, capsys: pytest.CaptureFi
         (["build", TEXT, "--output", "{tmp}/m", "--order", 2, "--prune", 0, 0, 1], "1 to 2 thresholds"),
         (["build", TEXT, "--output", "{tmp}/m"], "--discount-fallback"),
         (["build", TEXT, "--output", "{tmp}/m", "--discount-fallback", 1], "0.5 1 1.5"),
+        (["build", TEXT, "--output", "{tmp}/m.w2vlm"], "run w2v-ray lm compile on it"),
+        (["build", TEXT.parent, "--output", "{tmp}/m"], "is not a regular file"),
         (["compile", TEXT, "{tmp}/m"], "no ARPA file"),
         (["compile", DATA / "tiny_probing.bin", "{tmp}/m"], "compile the ARPA file"),
         (["compile", ARPA, "{tmp}/none/m"], "make it first"),
         (["info", "{tmp}/none"], "does not exist"),
+        (["info", TEXT.parent], "is a folder; name a file"),
     ],
 )
 def test_refusals(
@@ -118,6 +121,35 @@ def test_refusals(
     assert reason in err
     assert err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["build", "compile"])
+def test_what_is_read_is_never_replaced(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, link = tmp_path / "source", tmp_path / "link"
+    content = (TEXT if command == "build" else ARPA).read_bytes()
+    source.write_bytes(content)
+    link.symlink_to(source)
+    for output in (source, link):
+        args = (
+            [source, output] if command == "compile" else [source, "--output", output, "--discount-fallback"]
+        )
+        code, out, err = run(capsys, command, *args)
+        assert (code, out) == (2, "")
+        assert "is also what would be read; name another file" in err
+    assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize("option", [["--prune", 0, 0, 1], ["--discount-fallback"]])
+def test_a_text_behind_numbers_is_told_where_it_belongs(
+    option: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["lm", "build", "--output", str(tmp_path / "m"), *map(str, option), str(TEXT)])
+    assert caught.value.code == 2
+    assert f"{str(TEXT)!r} is no" in (said := capsys.readouterr().err)
+    assert "put it before this option" in said
 
 
 def test_a_damaged_model_shows_in_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,6 +116,8 @@ def test_a_language_model_decodes_and_is_checked_at_once(tmp_path: Path) -> None
     assert "start_frame" not in row["words"][0]
     with pytest.raises(ConfigError, match=r"gone\.arpa' does not exist"):
         transcribe(ds, model=MODEL, decoder=DecoderConfig(lm=str(tmp_path / "gone.arpa")))
+    with pytest.raises(ConfigError, match=r"decoder is .*\(a mapping\), expected a DecoderConfig; write"):
+        transcribe(ds, model=MODEL, decoder={"lm": "lm.arpa"})  # type: ignore[arg-type]
 
 
 def test_mistakes_are_told() -> None:

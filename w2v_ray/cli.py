@@ -18,6 +18,7 @@ from w2v_ray.cli_decode import (
     quieten_ray,
     redecode,
     run_redecode,
+    whole_number,
 )
 from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -193,7 +194,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     _encoder_arguments(parser)
     parser.add_argument(
         "--keep-log-probs",
-        type=int,
+        type=whole_number,
         nargs="?",
         const=_KEPT_TOKENS,
         metavar="K",
@@ -261,6 +262,8 @@ def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse
         print(summary.to_json())
     elif isinstance(job, AlignConfig):
         console.show_summary(summary, did="aligned", rows="recordings")
+    elif isinstance(job, RedecodeConfig):
+        console.show_summary(summary, did="decoded again")
     else:
         console.show_summary(summary)
     if summary.reject_rate > job.max_reject_rate:

@@ -19,6 +19,7 @@ __all__ = [
     "quieten_ray",
     "redecode",
     "run_redecode",
+    "whole_number",
 ]
 
 _HELP = {
@@ -53,16 +54,26 @@ def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
             help=text,
         )
     group.add_argument("--characters", action="store_true", help="write times of characters too")
-    add_decoder_workers(group)
+    add_decoder_workers(group, "1 for a search, else by the machine's size")
 
 
-def add_decoder_workers(parser: Any) -> None:
+def add_decoder_workers(parser: Any, num_decoders: str = "by the machine's size") -> None:
     """Adds how many workers turn emissions into text, to a parser or a group of one."""
     for name, text in (
-        ("num_decoders", "text decoder workers (default: 1 for a search, else by the machine's size)"),
+        ("num_decoders", f"text decoder workers (default: {num_decoders})"),
         ("decoder_threads", "CPU threads of each (default: as many as the encoders keep busy)"),
     ):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+
+
+def whole_number(text: str) -> int:
+    """The type of an option that takes several numbers or none, and so also an argument that follows them."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no whole number; if it is an argument, put it before this option"
+        ) from None
 
 
 def decoder_values(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from w2v_ray.cli_decode import whole_number
 from w2v_ray.errors import LanguageModelError, OutputError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--prune",
-        type=int,
+        type=whole_number,
         nargs="+",
         default=[0],
         metavar="N",
@@ -77,7 +78,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--discount-fallback",
-        type=float,
+        type=_discount,
         nargs="*",
         metavar="D",
         help="three discounts, of n-grams that count once, twice and more often, for small texts where they "
@@ -129,7 +130,12 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if fallback == []:
         fallback = FALLBACK_DISCOUNTS
     check_settings(args.order, args.prune, fallback)
-    output = _writable(args.output)
+    if args.output.endswith(".w2vlm"):
+        raise OutputError(
+            f"--output {args.output!r} is the name of a compiled model, and build writes ARPA; "
+            "name it .arpa and run w2v-ray lm compile on it"
+        )
+    output = _writable(args.output, [*args.texts, args.perplexity_of or "-"])
     with _shown_progress(quiet=args.json) as on_progress:
         counts = count_ngrams(read_blocks(args.texts), args.order, on_progress=on_progress)
         model = estimate(counts, prune=args.prune, discount_fallback=fallback, on_progress=on_progress)
@@ -166,6 +172,15 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
+def _discount(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number; if it is a text, put it before this option"
+        ) from None
+
+
 def _perplexity(model: Any, path: str) -> tuple[float, int]:
     """The perplexity of a text, ``</s>`` and unknown words included, and how many of the latter it has."""
     from w2v_ray.text.ngram_counts import read_blocks
@@ -186,7 +201,7 @@ def _perplexity(model: Any, path: str) -> tuple[float, int]:
 def _compile(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from w2v_ray.text.language_model import KenlmModel, open_language_model
 
-    output = _writable(args.output)
+    output = _writable(args.output, [args.model])
     with _shown_progress(quiet=args.json) as on_progress:
         on_progress(f"reading {args.model}")
         model = open_language_model(args.model)
@@ -257,13 +272,15 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
-def _writable(output: str) -> Path:
+def _writable(output: str, inputs: list[str]) -> Path:
     """The path of a file that can be written, so that nobody waits for hours to learn that it cannot."""
     path = Path(output).expanduser()
     if path.is_dir():
         raise OutputError(f"{output!r} is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder of {output!r} does not exist or may not be written; make it first")
+    if path.exists() and any(os.path.exists(name) and path.samefile(name) for name in inputs):
+        raise OutputError(f"{output!r} is also what would be read; name another file to write")
     return path
 
 

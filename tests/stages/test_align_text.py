@@ -179,14 +179,15 @@ def items(*metadata: str | None) -> pa.Table:
 
 def test_texts_come_from_the_metadata() -> None:
     table = TakeText("said")(
-        items('{"said": "yes"}', '{"said": ""}', '{"text": "no"}', '{"said": 7}', None, '{"said": null}')
+        items('{"said": "yes"}', '{"said": ""}', '{"text": "no"}', '{"said": 7}', '{"said": null}', None)
     )
     assert table.column("text").to_pylist() == ["yes", "", None, None, None, None]
     errors = table.column("error").to_pylist()
     assert [error is None for error in errors] == [True, True, False, False, False, False]
-    for error, named in zip(errors[2:], ("only text", "7", "only nothing", "None"), strict=True):
+    for error, named in zip(errors[2:5], ("only text", "7", "None"), strict=True):
         assert error["error_class"] == "AlignError"
         assert f"no text under 'said' but {named};" in error["message"]
+    assert "no text came with this recording; give a manifest" in errors[5]["message"]
     assert TakeText("said")(items()).num_rows == 0
 
 

@@ -116,7 +116,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     ("path", "reason"),
     [
         ("none.arpa", "does not exist"),
-        ("", "directory"),
+        ("", "is a folder; name a file"),
         ("zip://x::s3://bucket/y", "chained"),
         ("ftp://host/model.arpa", "protocol"),
     ],

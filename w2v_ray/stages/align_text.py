@@ -77,9 +77,11 @@ class TakeText:
             if isinstance(text, str):
                 errors.append(None)
                 continue
-            found = repr(text) if self._key in values else f"only {', '.join(values) or 'nothing'}"
+            found = repr(text) if self._key in values else f"only {', '.join(values)}"
             error = AlignError(
                 f"the manifest has no text under {self._key!r} but {found}; name the key with --text-key"
+                if values
+                else "no text came with this recording; give a manifest or a WebDataset tar that has it"
             )
             errors.append(error_value(_STAGE, error))
         table = table.append_column(ALIGNMENT.field("text"), pa.array(texts, pa.string()))

@@ -137,7 +137,7 @@ def _read_errors(uri: str) -> Iterator[None]:
     except ReadError:
         raise
     except FileNotFoundError as error:
-        raise ReadError(f"{uri!r} does not exist; restore it, or plan without it") from error
+        raise ReadError(f"{uri!r} does not exist; restore it, or leave it out") from error
     except PermissionError as error:
         raise ReadError(f"{uri!r} may not be read ({explain(error)}); grant the permission") from error
     except Exception as error:  # each store has its own errors

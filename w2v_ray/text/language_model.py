@@ -113,10 +113,14 @@ def open_language_model(path: str | os.PathLike[str]) -> NgramModel | KenlmModel
             return _read_arpa(file, is_gzip=head.startswith(_GZIP_MAGIC))
     except FileNotFoundError as error:
         raise LanguageModelError(f"{name!r} does not exist; name a language model") from error
+    except IsADirectoryError as error:
+        raise LanguageModelError(f"{name!r} is a folder; name a file") from error
     except LanguageModelError:
         raise
     except (EOFError, OSError, ValueError, zlib.error) as error:
-        raise LanguageModelError(f"{name}: {stores.explain(error)}") from error
+        raise LanguageModelError(
+            f"{name!r} cannot be read ({stores.explain(error)}); copy or make it again"
+        ) from error
 
 
 def _read_arpa(file: BinaryIO, *, is_gzip: bool) -> NgramModel:

@@ -171,9 +171,13 @@ def check_letters(name: str, words: Iterable[str], labels: Sequence[str]) -> Non
             raise ConfigError(
                 f"{name} spells {odd!r} where the vocabulary has {change(odd)!r}; write it in {case} case"
             )
+    fix = (
+        "spell them with its letters, or name a file of them that exists"
+        if name == "hotwords"
+        else "name one that was made of texts like those the model was trained on"
+    )
     raise ConfigError(
-        f"{name} spells {odd!r}, of which the vocabulary lacks {sorted(set(odd) - letters)}; name one that "
-        "was made of texts like those the model was trained on"
+        f"{name} spells {odd!r}, of which the vocabulary lacks {sorted(set(odd) - letters)}; {fix}"
     )
 
 
