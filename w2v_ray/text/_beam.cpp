@@ -221,7 +221,7 @@ struct Labels {
     bool ambiguous = false;  // some label holds a space, so that one text has several ways to be words
     bool can_force = false;  // some label ends in a boundary, so that any label behind it may open a word
     bool one_source = true;  // a prefix that ends in a label is reached from one prefix only
-    bool simple = false;     // each prefix has one way to be spelled: labels are different characters
+    bool simple = false;     // each prefix has one way to be spelled: labels are different characters, of words
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
         const std::string_view boundary = "\xE2\x96\x81";  // U+2581
@@ -243,7 +243,8 @@ struct Labels {
         }
         one_source &= !ambiguous;
         simple = !bpe && !ambiguous && std::all_of(all.begin(), all.end(), [&](const Label &label) {
-            return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()));
+            return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()) &&
+                                   (label.space || !has_space(label.text)));
         });
     }
 };
@@ -717,6 +718,7 @@ struct Options {
     const Trie *hotwords;        // may be null
     double hotword_weight;
     std::size_t n_best;          // how many hypotheses to write out
+    bool with_pieces;            // and whether with the frames of their labels
 };
 
 struct Span {
@@ -757,10 +759,14 @@ struct Scratch {
         Index history;  // its last words, as a number
         std::size_t recent;
     };
-    // What a beam is equal by: a prefix and the label of its last frame. The candidate of a frame is in its slot.
+    // Where a frame's candidate is. The stamp is the frame.
+    struct Place {
+        Index stamp, slot;
+    };
+    // What a beam is equal by: a prefix and the label of its last frame.
     struct Variant {
         Index label;
-        Index stamp, slot;
+        Place place;
     };
     static constexpr Index kBlankVariant = 0, kMainVariant = 1, kFirstOther = 2;
     struct Other {
@@ -772,7 +778,7 @@ struct Scratch {
         Index text, part;
         Index after;                   // the text that ends with this partial word
         Index first_child, next_child;  // of simple alphabets
-        Index blank_stamp, blank_slot;
+        Place blank;
         Variant main;                  // what it was made for
         Index others;                  // further variants, of alphabets that are not simple
         Index live, first_beam;        // the frame in which it has beams, and the best of them
@@ -802,6 +808,10 @@ struct Scratch {
         Index node, variant, source, column, label;
         Step step;
     };
+    struct Ranked {
+        double score;
+        Index index;
+    };
 
     std::string bytes;
     std::vector<Part> parts;
@@ -815,8 +825,9 @@ struct Scratch {
     std::vector<WordSpan> word_spans;
     std::vector<Piece> pieces;
     std::vector<Beam> beams, next_beams;
-    std::vector<Candidate> candidates;
-    std::vector<Index> ranked;
+    std::vector<Candidate> candidates;  // of which the first are this frame's
+    std::vector<Ranked> ranked, merged;
+    std::vector<std::size_t> runs;
     std::unique_ptr<KenlmScorer> kenlm;
 
     void clear() {
@@ -843,6 +854,7 @@ class Search {
     using Beam = Scratch::Beam;
     using Candidate = Scratch::Candidate;
     using Step = Scratch::Step;
+    using Ranked = Scratch::Ranked;
 
  public:
     Search(const Labels &labels, const Options &options, Scorer *scorer, Scratch &scratch)
@@ -883,13 +895,18 @@ class Search {
         }
     }
     Index make_part(std::string_view text) {
-        Part part{};
-        part.from = s_.bytes.size();
-        part.size = static_cast<Index>(text.size());
-        part.chars = static_cast<Index>(count_chars(text));
+        return make_part(kRoot, kRoot, 0, text, s_.bytes.size());
+    }
+    // The part whose bytes begin at `from` and are to end with `added`, given what its beginning has in the tries.
+    Index make_part(Index unigram, Index hotword, Index chars, std::string_view added, std::size_t from) {
+        s_.bytes.append(added);
+        Part &part = s_.parts.emplace_back();
+        part.from = from;
+        part.size = static_cast<Index>(s_.bytes.size() - from);
+        part.chars = chars + static_cast<Index>(count_chars(added));
         part.num_hot = -1;
-        part.unigram = o_.unigrams ? o_.unigrams->step(kRoot, text) : kNone;
-        part.hotword = o_.hotwords ? o_.hotwords->step(kRoot, text) : kNone;
+        part.unigram = o_.unigrams ? o_.unigrams->step(unigram, added) : kNone;
+        part.hotword = o_.hotwords ? o_.hotwords->step(hotword, added) : kNone;
         if (part.size == 0) {
             part.score = 0.0;
         } else if (part.hotword != kNone) {
@@ -898,17 +915,21 @@ class Search {
             part.score = part.unigram == kNone ? o_.unk_score_offset : o_.unk_score_offset * 0.0;
             if (part.chars > kUsualWordLength) part.score = part.score * part.chars / kUsualWordLength;
         }
-        s_.bytes.append(text);
-        s_.parts.push_back(part);
         s_.part_children.resize(s_.part_children.size() + stride_, kNone);
         return static_cast<Index>(s_.parts.size() - 1);
     }
 
     Index grown_part(Index part, Index column) {
         const auto make = [&] {
+            if (labels_.simple) {
+                const Part &p = s_.parts[part];
+                const std::size_t from = s_.bytes.size();
+                s_.bytes.append(s_.bytes, p.from, p.size);
+                return make_part(p.unigram, p.hotword, p.chars, labels_.all[column].text, from);
+            }
             buffer_.assign(bytes_of(s_.parts[part]));
             buffer_ += labels_.all[column].text;
-            return labels_.simple ? make_part(buffer_) : intern_part(buffer_);
+            return intern_part(buffer_);
         };
         if (stride_) {
             const std::size_t at = part * stride_ + column;
@@ -968,12 +989,13 @@ class Search {
             if (found != kNone) return found;
             found = made;
         }
-        Text next{};
+        Text &next = s_.texts.emplace_back();
         next.parent = text;
         next.part = part;
-        next.num_hot = s_.texts[text].num_hot + num_hot(part);
-        next.score = o_.hotword_weight * static_cast<double>(next.num_hot);
-        if (!o_.hotwords) next.score = 0.0;
+        if (o_.hotwords) {
+            next.num_hot = s_.texts[text].num_hot + num_hot(part);
+            next.score = o_.hotword_weight * static_cast<double>(next.num_hot);
+        }
         if (scorer_) {
             const Scorer::Scored scored = score_word(s_.texts[text].state, part);
             next.raw = s_.texts[text].raw + weighted(scored.log10_prob);
@@ -981,12 +1003,21 @@ class Search {
             next.state = scored.next;
         }
         if (o_.prune_history) remember(next, text, part);
-        s_.texts.push_back(next);
         return made;
     }
 
     // Number the last words of a text: equal numbers, equal words.
     void remember(Text &next, Index text, Index part) {
+        if (labels_.simple && history_size_ == 1) {
+            next.history = part;
+            return;
+        }
+        if (labels_.simple && history_size_ == 2) {
+            Index &found = s_.history_of.at(std::uint64_t(s_.texts[text].part) << 32 | part);
+            if (found == kNone) found = static_cast<Index>(s_.texts.size() - 1);
+            next.history = found;
+            return;
+        }
         next.recent = s_.recent.size();
         s_.recent.resize(next.recent + history_size_, kNone);
         const auto recent = [&](std::size_t from) { return s_.recent.begin() + static_cast<std::ptrdiff_t>(from); };
@@ -1014,7 +1045,7 @@ class Search {
     }
 
     Index make_node(Index text, Index part, Index label) {
-        Node node{};
+        Node &node = s_.nodes.emplace_back();
         node.text = text;
         node.part = part;
         node.after = s_.parts[part].size ? kNone : text;
@@ -1022,7 +1053,6 @@ class Search {
         node.main.label = label;
         node.history = s_.texts[text].history;
         node.score = prefix_score(text, part);
-        s_.nodes.push_back(node);
         return static_cast<Index>(s_.nodes.size() - 1);
     }
     Index intern_node(Index text, Index part, Index label) {
@@ -1040,7 +1070,7 @@ class Search {
         }
         const Index made = static_cast<Index>(s_.others.size());
         *at = made;
-        s_.others.push_back({{label, 0, 0}, kNone});
+        s_.others.push_back({{label, {0, 0}}, kNone});
         return made + Scratch::kFirstOther;
     }
 
@@ -1111,21 +1141,28 @@ class Search {
         return true;
     }
 
+    Scratch::Place &place_of(Node &node, Index variant) {
+        if (variant == Scratch::kMainVariant) return node.main.place;
+        if (variant == Scratch::kBlankVariant) return node.blank;
+        return s_.others[variant - Scratch::kFirstOther].variant.place;
+    }
+
     void propose(Index node, Index variant, Index label, double logp, Index source, Step step, Index column) {
         Node &n = s_.nodes[node];
-        Index *stamp = &n.blank_stamp, *slot = &n.blank_slot;
-        if (variant == Scratch::kMainVariant) {
-            stamp = &n.main.stamp, slot = &n.main.slot;
-        } else if (variant != Scratch::kBlankVariant) {
-            Scratch::Variant &other = s_.others[variant - Scratch::kFirstOther].variant;
-            stamp = &other.stamp, slot = &other.slot;
-        }
-        if (*stamp != now_) {
-            *stamp = now_;
-            *slot = static_cast<Index>(s_.candidates.size());
-            s_.candidates.push_back({logp, total(logp, n), node, variant, source, column, label, step});
+        Scratch::Place &place = place_of(n, variant);
+        if (place.stamp != now_) {
+            place = {now_, static_cast<Index>(num_candidates_)};
+            Candidate &c = s_.candidates[num_candidates_++];
+            c.logp = logp;
+            c.score = total(logp, n);
+            c.node = node;
+            c.variant = variant;
+            c.source = source;
+            c.column = column;
+            c.label = label;
+            c.step = step;
         } else {  // the later beam's frames win
-            Candidate &c = s_.candidates[*slot];
+            Candidate &c = s_.candidates[place.slot];
             c.logp = log_sum<Round>(c.logp, logp);
             c.score = total(c.logp, n);
             c.source = source;
@@ -1135,12 +1172,15 @@ class Search {
     }
 
     void expand(const std::vector<Token> &tokens) {
-        s_.candidates.clear();
+        num_candidates_ = 0;
+        s_.runs.clear();
         mark_live();
         floor_ = labels_.one_source ? least_useful(tokens) : -std::numeric_limits<double>::infinity();
         const Index num_beams = static_cast<Index>(s_.beams.size());
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
+            s_.runs.push_back(num_candidates_);
+            if (s_.candidates.size() < num_candidates_ + num_beams) s_.candidates.resize(2 * num_candidates_ + num_beams);
             for (Index source = 0; source < num_beams; ++source) {
                 const Beam &beam = s_.beams[source];
                 const double logp = add<Round>(beam.logp, token.logp);
@@ -1221,36 +1261,83 @@ class Search {
     // Rank candidates: those within the limit of the best, the best beam_width of them, equal ones in their order.
     void prune() {
         double largest = -std::numeric_limits<double>::infinity();
-        for (const Candidate &c : s_.candidates) largest = c.score > largest ? c.score : largest;
-        rank(s_.candidates, largest);
+        for (std::size_t i = 0; i < num_candidates_; ++i) largest = std::max(largest, s_.candidates[i].score);
+        rank(s_.candidates, num_candidates_, largest);
     }
+    // Each run of candidates is nearly in order, since the beams it comes from are: sort runs, and merge them.
     template <class C>
-    void rank(const std::vector<C> &candidates, double largest) {
+    void rank(const std::vector<C> &candidates, std::size_t size, double largest) {
         const double least = add<Round>(largest, o_.beam_prune_logp);
-        s_.ranked.clear();
-        for (Index i = 0; i < candidates.size(); ++i) {
-            if (candidates[i].score >= least) s_.ranked.push_back(i);
+        if (s_.ranked.size() < size) s_.ranked.resize(2 * size), s_.merged.resize(2 * size);
+        Ranked *ranked = s_.ranked.data();
+        std::size_t kept = 0, i = 0;
+        for (std::size_t run = 0; run < s_.runs.size(); ++run) {
+            const std::size_t from = kept, to = run + 1 < s_.runs.size() ? s_.runs[run + 1] : size;
+            for (; i < to; ++i) {
+                ranked[kept].score = candidates[i].score;
+                ranked[kept].index = static_cast<Index>(i);
+                kept += candidates[i].score >= least;
+            }
+            s_.runs[run] = from;
+            sort_run(ranked + from, ranked + kept);
         }
-        if (s_.ranked.empty()) throw FrameError("no beam has a score: the language model or the weights give NaN; look at alpha, beta and the model");
-        const auto before = [&](Index a, Index b) {
-            return candidates[a].score > candidates[b].score || (candidates[a].score == candidates[b].score && a < b);
-        };
-        if (s_.ranked.size() > o_.beam_width) {
-            const auto cut = s_.ranked.begin() + static_cast<std::ptrdiff_t>(o_.beam_width);
-            std::nth_element(s_.ranked.begin(), cut, s_.ranked.end(), before);
-            s_.ranked.resize(o_.beam_width);
+        if (kept == 0) throw FrameError("no beam has a score: the language model or the weights give NaN; look at alpha, beta and the model");
+        s_.runs.push_back(kept);
+        merge_runs();
+        num_ranked_ = std::min(kept, o_.beam_width);
+    }
+    static void sort_run(Ranked *from, Ranked *to) {
+        std::ptrdiff_t moves = 16 + 8 * (to - from);  // beyond these the run is not as expected
+        for (Ranked *next = from + 1; next < to; ++next) {
+            const Ranked moved = *next;
+            Ranked *at = next;
+            for (; at > from && at[-1].score < moved.score; --at) *at = at[-1];
+            *at = moved;
+            moves -= next - at;
+            if (moves < 0) {
+                return std::sort(from, to, [](const Ranked &a, const Ranked &b) {
+                    return a.score > b.score || (a.score == b.score && a.index < b.index);
+                });
+            }
         }
-        std::sort(s_.ranked.begin(), s_.ranked.end(), before);
+    }
+    // Neighbours first, so that of equal ones the earlier run's come first. `runs` are their begins, and the end.
+    void merge_runs() {
+        std::vector<std::size_t> &runs = s_.runs;
+        while (runs.size() > 2) {
+            std::size_t num_runs = 0;
+            for (std::size_t run = 0; run + 1 < runs.size(); run += 2) {
+                const bool is_last = run + 2 == runs.size();
+                const std::size_t from = runs[run], middle = runs[run + 1], to = is_last ? middle : runs[run + 2];
+                const Ranked *a = s_.ranked.data() + from, *a_end = s_.ranked.data() + middle;
+                const Ranked *b = a_end, *b_end = s_.ranked.data() + to;
+                Ranked *out = s_.merged.data() + from;
+                while (a != a_end && b != b_end) {
+                    const bool second = b->score > a->score;  // half of the time: a choice, not a jump
+                    *out++ = *(second ? b : a);
+                    a += !second;
+                    b += second;
+                }
+                out = std::copy(a, a_end, out);
+                std::copy(b, b_end, out);
+                runs[num_runs++] = from;
+            }
+            runs[num_runs] = runs.back();
+            runs.resize(num_runs + 1);
+            s_.ranked.swap(s_.merged);
+        }
     }
 
     void advance(std::int32_t frame) {
-        s_.next_beams.clear();
+        s_.next_beams.resize(num_ranked_);
         s_.kept.clear();
-        for (const Index i : s_.ranked) {
-            const Candidate &c = s_.candidates[i];
+        std::size_t num_beams = 0;
+        for (std::size_t i = 0; i < num_ranked_; ++i) {
+            const Candidate &c = s_.candidates[s_.ranked[i].index];
             if (o_.prune_history && !keep(s_.nodes[c.node], c.label)) continue;
             const Beam &from = s_.beams[c.source];
-            Beam beam = from;
+            Beam &beam = s_.next_beams[num_beams++];
+            beam = from;
             beam.logp = c.logp;
             beam.score = c.score;
             beam.node = c.node;
@@ -1271,14 +1358,14 @@ class Search {
                     beam.start = c.step == Step::kOpen || beam.start < 0 ? frame : beam.start;
                     beam.end = frame + 1;
                 }
-                if (closes || c.step != Step::kSpace) {
+                if (o_.with_pieces && (closes || c.step != Step::kSpace)) {
                     s_.pieces.push_back({beam.pieces, c.column, frame, beam.piece_end, closes});
                     beam.pieces = static_cast<Index>(s_.pieces.size() - 1);
                     beam.piece_end = frame + 1;
                 }
             }
-            s_.next_beams.push_back(beam);
         }
+        s_.next_beams.resize(num_beams);
         s_.beams.swap(s_.next_beams);
     }
 
@@ -1338,11 +1425,11 @@ class Search {
             }
             largest = f.score > largest ? f.score : largest;
         }
-        rank(finals, largest);
+        s_.runs.assign(1, 0);
+        rank(finals, finals.size(), largest);
         std::vector<Hypothesis> best;
-        for (const Index i : s_.ranked) {
-            if (best.size() == o_.n_best) break;
-            best.push_back(write_out(finals[i]));
+        for (std::size_t i = 0; i < std::min(num_ranked_, o_.n_best); ++i) {
+            best.push_back(write_out(finals[s_.ranked[i].index]));
         }
         return best;
     }
@@ -1393,6 +1480,7 @@ class Search {
     std::size_t stride_, history_size_;
     bool force_ = false;
     Index now_ = 0;
+    std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;
     std::string buffer_;
 };
@@ -1444,7 +1532,7 @@ class BeamSearch {
                     bool with_pieces, std::size_t num_threads) {
         if (hotwords && !hotwords->has_shortest()) throw std::invalid_argument("too many hotwords, expected at most 100,000");
         Job job{{beam_width, beam_prune_logp, token_min_logp, prune_history, alpha, beta, unk_score_offset,
-                 score_boundary, 1, unigrams, hotwords, hotword_weight, n_best},
+                 score_boundary, 1, unigrams, hotwords, hotword_weight, n_best, with_pieces},
                 nullptr, {}, {}, 0, {}, {}};
         if (nb::isinstance<NgramModel>(model)) {
             job.ngram = nb::cast<const NgramModel *>(model);
