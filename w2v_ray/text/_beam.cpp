@@ -251,10 +251,11 @@ struct Labels {
 
 // --- tables ----------------------------------------------------------------------------------------------------
 
-// From 64-bit keys to indices; emptied in constant time.
-class KeyTable {
+// From 64-bit keys to indices; emptied in constant time. It has `room` slots for each key.
+template <std::size_t room>
+class Table {
  public:
-    KeyTable() : slots_(64) {}
+    Table() : slots_(64) {}
     void clear() {
         if (++era_ == 0) {
             std::fill(slots_.begin(), slots_.end(), Slot{});
@@ -264,7 +265,7 @@ class KeyTable {
     }
     // The place of the key's value, kNone if it was not there; valid until the next call.
     Index &at(std::uint64_t key) {
-        if ((used_ + 1) * 2 > slots_.size()) grow();
+        if ((used_ + 1) * room > slots_.size()) grow();
         Slot &slot = slots_[place(key)];
         if (slot.era != era_) {
             slot = {key, kNone, era_};
@@ -301,6 +302,7 @@ class KeyTable {
     std::size_t used_ = 0;
     std::uint32_t era_ = 1;
 };
+using KeyTable = Table<2>;
 
 // Words as a trie of bytes, which serves characters: a prefix that ends with a character ends with a byte. Six
 // bytes a node, in the order of their depth, so that the children of a node lie side by side.
@@ -601,6 +603,10 @@ class FrameReader {
             if (emission.dtype == Dtype::f32) least_ = static_cast<float>(least);
             if (emission.dtype == Dtype::f16) least_ = round_half(static_cast<float>(least));
         }
+        // A float is above this where its clipped self is above `least`.
+        const float inf = std::numeric_limits<float>::infinity();
+        least_float_ = least <= kFloorLogp ? -inf : static_cast<float>(least);
+        if (least_float_ < least && least > kFloorLogp) least_float_ = std::nextafter(least_float_, inf);
         logp_.resize(emission.num_labels);
         floats_.resize(emission.num_labels);
         doubles_.resize(emission.dtype == Dtype::f64 ? emission.num_labels : 0);
@@ -616,7 +622,8 @@ class FrameReader {
             }
             case Dtype::f32: {
                 const auto *row = static_cast<const float *>(emission_.data) + from;
-                emission_.are_probabilities ? take_logs(row, [](float x) { return x; }) : soften(row, frame);
+                if (!emission_.are_probabilities) return soften(row, frame);
+                take_logs(row, [](float x) { return x; });
                 break;
             }
             case Dtype::f64: {
@@ -659,15 +666,42 @@ class FrameReader {
         throw FrameError("frame " + std::to_string(frame) + " of the logits holds " + what +
                          ", expected finite numbers (-inf for a label that cannot be); look at the model's output");
     }
-    void soften(const float *row, std::size_t frame) {
+    // The usual case, in loops that become vector code; a label's logarithm is clipped where it is a token.
+    const std::vector<Token> &soften(const float *row, std::size_t frame) {
         const std::size_t size = emission_.num_labels;
-        float largest = row[0];
-        for (std::size_t i = 1; i < size; ++i) largest = row[i] > largest ? row[i] : largest;
+        const float largest = largest_of(row, size);
         for (std::size_t i = 0; i < size; ++i) floats_[i] = exp_float(row[i] - largest);
         const float sum = row_sum(floats_.data(), size);
         check(largest, sum, frame);
-        const float log_sum = std::log(sum);
-        for (std::size_t i = 0; i < size; ++i) clip(i, (row[i] - largest) - log_sum);
+        const float log_sum = std::log(sum), top = 0.0f - log_sum;
+        for (std::size_t i = 0; i < size; ++i) floats_[i] = (row[i] - largest) - log_sum;
+        columns_.resize(size);
+        std::size_t num_columns = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+            columns_[num_columns] = static_cast<Index>(i);
+            num_columns += floats_[i] >= least_float_;
+        }
+        columns_.resize(num_columns);
+        const auto is_best = [&](Index column) { return floats_[column] == top; };
+        auto best = std::find_if(columns_.begin(), columns_.end(), is_best);
+        if (best != columns_.end()) {
+            order_(columns_, *best);
+        } else {
+            order_(columns_, static_cast<Index>(std::find(floats_.begin(), floats_.end(), top) - floats_.begin()));
+        }
+        tokens_.clear();
+        for (const Index column : columns_) tokens_.push_back({column, clipped(floats_[column])});
+        return tokens_;
+    }
+    static float largest_of(const float *row, std::size_t size) {
+        float part[8];
+        std::fill(part, part + 8, row[0]);
+        std::size_t i = 0;
+        for (; i + 8 <= size; i += 8) {
+            for (int k = 0; k < 8; ++k) part[k] = row[i + k] > part[k] ? row[i + k] : part[k];
+        }
+        for (; i < size; ++i) part[0] = row[i] > part[0] ? row[i] : part[0];
+        return *std::max_element(part, part + 8);
     }
     void soften(const double *row, std::size_t frame) {
         const std::size_t size = emission_.num_labels;
@@ -694,10 +728,12 @@ class FrameReader {
         const float log_sum = round_half(std::log(sum));
         for (std::size_t i = 0; i < size; ++i) clip(i, round_half(floats_[i] - log_sum));
     }
-    void clip(std::size_t i, double logp) { logp_[i] = std::min(std::max(logp, kFloorLogp), 0.0); }
+    static double clipped(double logp) { return std::min(std::max(logp, kFloorLogp), 0.0); }
+    void clip(std::size_t i, double logp) { logp_[i] = clipped(logp); }
 
     const Emission &emission_;
     double least_;
+    float least_float_;
     std::vector<double> logp_, doubles_;
     std::vector<float> floats_, halves_;
     std::vector<Index> columns_;
@@ -820,7 +856,8 @@ struct Scratch {
     std::vector<Other> others;
     std::vector<Index> part_children;  // of parts: parts, a row of labels each, where there are few labels
     KeyTable children, far_part_children;
-    KeyTable node_of, part_of, text_of, history_of, kept;
+    KeyTable node_of, part_of, text_of, history_of;
+    Table<8> kept;  // of one frame: so sparse that most are found, or not, at the first look
     std::vector<Index> recent;     // the last words of texts
     std::vector<WordSpan> word_spans;
     std::vector<Piece> pieces;
@@ -1372,8 +1409,7 @@ class Search {
     // Whether this is the first beam with its last words, partial word and label.
     bool keep(const Node &node, Index label) {
         std::uint64_t key = detail::mix(std::uint64_t(node.history) << 32 | node.part);
-        key = detail::mix(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
-        Index &found = s_.kept.at(key);
+        Index &found = s_.kept.at(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
         if (found != kNone) return false;
         found = 0;
         return true;
@@ -1691,12 +1727,19 @@ class BeamSearch {
 // Whether the mean of the frames' sums is so near 1 that NumPy must say whether it is 1: see text/beam.py.
 template <class T, class F>
 bool sums_near_one(const T *values, std::size_t frames, std::size_t labels, double precision, F read) {
-    double sum = 0, size = 0;
-    for (std::size_t i = 0; i < frames * labels; ++i) {
-        const double value = read(values[i]);
-        sum += value;
-        size += std::abs(value);
+    double sums[4] = {}, sizes[4] = {};  // side by side, in vector code
+    std::size_t i = 0;
+    for (; i + 4 <= frames * labels; i += 4) {
+        for (int k = 0; k < 4; ++k) {
+            sums[k] += read(values[i + k]);
+            sizes[k] += std::abs(read(values[i + k]));
+        }
     }
+    for (; i < frames * labels; ++i) {
+        sums[0] += read(values[i]);
+        sizes[0] += std::abs(read(values[i]));
+    }
+    const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), size = (sizes[0] + sizes[1]) + (sizes[2] + sizes[3]);
     const double mean = sum / static_cast<double>(frames);
     return std::abs(mean - 1) <= 0.01 + precision * size;
 }
