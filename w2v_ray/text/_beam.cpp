@@ -898,6 +898,7 @@ class Search {
         : labels_(labels), o_(options), scorer_(scorer), s_(scratch) {
         stride_ = labels.all.size() <= 64 ? labels.all.size() : 0;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
+        parts_cost_ = !options.hotwords && (!scorer || options.unk_score_offset <= 0.0);
     }
 
     std::vector<Hypothesis> run(const Emission &emission, Scorer::State start) {
@@ -1272,7 +1273,10 @@ class Search {
             if (child != kNone) {
                 if (may_skip && total(most, s_.nodes[child]) < floor_) return;
             } else {
-                if (may_skip && !scorer_ && !o_.hotwords && most < floor_) return;
+                // Nor make what is dropped for its text alone, as an unfinished word adds nothing to its text's score.
+                if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow) && most + s_.texts[node.text].score < floor_) {
+                    return;
+                }
                 const Index parent = beam.node;
                 Index text = node.text, part = 0;
                 if (step == Step::kGrow) {
@@ -1515,6 +1519,7 @@ class Search {
     Scratch &s_;
     std::size_t stride_, history_size_;
     bool force_ = false;
+    bool parts_cost_;  // an unfinished word never adds to a score
     Index now_ = 0;
     std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;
