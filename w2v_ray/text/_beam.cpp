@@ -501,6 +501,10 @@ class SetOrder {
         if (columns.empty()) columns.push_back(best);
         if (is_in && columns.back() < 8) return;  // every table has at least 8 slots
         if (columns.size() == 1 && columns[0] == best) return;
+        if (is_in && columns.size() <= 3 && are_apart(columns)) {  // each is in its own slot of 8
+            std::sort(columns.begin(), columns.end(), [](Index a, Index b) { return (a & 7) < (b & 7); });
+            return;
+        }
         first_.reset(8);
         for (const Index column : columns) first_.insert(column);
         second_.reset(8);
@@ -515,6 +519,14 @@ class SetOrder {
     }
 
  private:
+    static bool are_apart(const std::vector<Index> &columns) {
+        unsigned taken = 0, meet = 0;
+        for (const Index column : columns) {
+            meet |= taken & 1u << (column & 7);
+            taken |= 1u << (column & 7);
+        }
+        return meet == 0;
+    }
     struct Table {
         std::vector<Index> slots;
         std::size_t used = 0;
