@@ -849,11 +849,13 @@ struct Scratch {
         Index words, pieces;
         std::int32_t piece_end;
         bool has_part;
+        Place fresh;  // of a prefix's best beam: its candidate that goes on with one label, stamped by the label's turn
     };
     enum Step : std::uint8_t { kStay, kRepeat, kSpace, kOpen, kGrow };
     struct Candidate {
         double logp, score;
         Index node, variant, source, column, label;
+        Index text, part;  // of the node to make if this is kept, where there is none
         Step step;
     };
     struct Ranked {
@@ -1105,6 +1107,12 @@ class Search {
         node.score = prefix_score(text, part);
         return static_cast<Index>(s_.nodes.size() - 1);
     }
+    Index make_child(Index parent, Index text, Index part, Index label) {
+        const Index child = make_node(text, part, label);
+        s_.nodes[child].next_child = s_.nodes[parent].first_child;
+        s_.nodes[parent].first_child = child;
+        return child;
+    }
     Index intern_node(Index text, Index part, Index label) {
         Index &found = s_.node_of.at(std::uint64_t(text) << 32 | part);
         if (found == kNone) found = make_node(text, part, label);
@@ -1221,6 +1229,24 @@ class Search {
         }
     }
 
+    // A candidate for a prefix that has no node, which only the beams of the prefix before it can reach.
+    void propose_fresh(Index first_beam, Index text, Index part, Index label, double logp, Index source, Step step, Index column) {
+        Scratch::Place &place = s_.beams[first_beam].fresh;
+        const bool is_new = place.stamp != turn_;
+        if (is_new) place = {turn_, static_cast<Index>(num_candidates_++)};
+        Candidate &c = s_.candidates[place.slot];
+        c.logp = is_new ? logp : log_sum<Round>(c.logp, logp);
+        c.score = total(c.logp, prefix_score(text, part), text, part);
+        c.node = kNone;
+        c.variant = Scratch::kMainVariant;
+        c.source = source;
+        c.column = column;
+        c.label = label;
+        c.text = text;
+        c.part = part;
+        c.step = step;
+    }
+
     void expand(const std::vector<Token> &tokens) {
         num_candidates_ = 0;
         s_.runs.clear();
@@ -1229,6 +1255,7 @@ class Search {
         const Index num_beams = static_cast<Index>(s_.beams.size());
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
+            ++turn_;
             s_.runs.push_back(num_candidates_);
             if (s_.candidates.size() < num_candidates_ + num_beams) s_.candidates.resize(2 * num_candidates_ + num_beams);
             for (Index source = 0; source < num_beams; ++source) {
@@ -1299,13 +1326,11 @@ class Search {
                 }
                 if (may_skip && total(most, prefix_score(text, part), text, part) < floor_) return;
                 if (labels_.simple) {
-                    child = make_node(text, part, label.same);
-                    s_.nodes[child].next_child = s_.nodes[parent].first_child;
-                    s_.nodes[parent].first_child = child;
-                } else {
-                    child = intern_node(text, part, label.same);
-                    s_.children.at(std::uint64_t(parent) << 32 | arc) = child;
+                    const Index first = s_.nodes[parent].first_beam;
+                    return propose_fresh(first, text, part, label.same, logp, source, step, token.column);
                 }
+                child = intern_node(text, part, label.same);
+                s_.children.at(std::uint64_t(parent) << 32 | arc) = child;
             }
         }
         propose(child, variant_of(child, label.same), label.same, logp, source, step, token.column);
@@ -1387,20 +1412,24 @@ class Search {
         std::size_t num_beams = 0;
         for (std::size_t i = 0; i < num_ranked_; ++i) {
             const Candidate &c = s_.candidates[s_.ranked[i].index];
-            if (o_.prune_history && !keep(s_.nodes[c.node], c.label)) continue;
+            const bool is_fresh = c.node == kNone;
+            if (o_.prune_history) {
+                const Index history = is_fresh ? s_.texts[c.text].history : s_.nodes[c.node].history;
+                if (!keep(history, is_fresh ? c.part : s_.nodes[c.node].part, c.label)) continue;
+            }
             const Beam &from = s_.beams[c.source];
             Beam &beam = s_.next_beams[num_beams++];
             beam = from;
             beam.logp = c.logp;
             beam.score = c.score;
-            beam.node = c.node;
+            beam.node = is_fresh ? make_child(from.node, c.text, c.part, c.label) : c.node;
             beam.variant = c.variant;
             beam.label = c.label;
             if (c.step == Step::kRepeat) {
                 beam.end = beam.piece_end = frame + 1;
             } else if (c.step != Step::kStay) {
                 const bool closes = c.step != Step::kGrow && from.has_part;
-                beam.has_part = c.step != Step::kSpace && s_.parts[s_.nodes[c.node].part].size != 0;
+                beam.has_part = c.step != Step::kSpace && s_.parts[s_.nodes[beam.node].part].size != 0;
                 if (closes) {
                     s_.word_spans.push_back({beam.words, beam.start, beam.end});
                     beam.words = static_cast<Index>(s_.word_spans.size() - 1);
@@ -1423,8 +1452,8 @@ class Search {
     }
 
     // Whether this is the first beam with its last words, partial word and label.
-    bool keep(const Node &node, Index label) {
-        std::uint64_t key = detail::mix(std::uint64_t(node.history) << 32 | node.part);
+    bool keep(Index history, Index part, Index label) {
+        const std::uint64_t key = detail::mix(std::uint64_t(history) << 32 | part);
         Index &found = s_.kept.at(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
         if (found != kNone) return false;
         found = 0;
@@ -1532,7 +1561,7 @@ class Search {
     std::size_t stride_, history_size_;
     bool force_ = false;
     bool parts_cost_;  // an unfinished word never adds to a score
-    Index now_ = 0;
+    Index now_ = 0, turn_ = 0;  // frames, and labels of frames
     std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;
     std::string buffer_;
