@@ -221,7 +221,7 @@ struct Labels {
     bool ambiguous = false;  // some label holds a space, so that one text has several ways to be words
     bool can_force = false;  // some label ends in a boundary, so that any label behind it may open a word
     bool one_source = true;  // a prefix that ends in a label is reached from one prefix only
-    bool simple = false;     // each prefix has one way to be spelled: labels are different characters
+    bool simple = false;     // each prefix has one way to be spelled: labels are different characters, of words
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
         const std::string_view boundary = "\xE2\x96\x81";  // U+2581
@@ -243,17 +243,19 @@ struct Labels {
         }
         one_source &= !ambiguous;
         simple = !bpe && !ambiguous && std::all_of(all.begin(), all.end(), [&](const Label &label) {
-            return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()));
+            return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()) &&
+                                   (label.space || !has_space(label.text)));
         });
     }
 };
 
 // --- tables ----------------------------------------------------------------------------------------------------
 
-// From 64-bit keys to indices; emptied in constant time.
-class KeyTable {
+// From 64-bit keys to indices; emptied in constant time. It has `room` slots for each key.
+template <std::size_t room>
+class Table {
  public:
-    KeyTable() : slots_(64) {}
+    Table() : slots_(64) {}
     void clear() {
         if (++era_ == 0) {
             std::fill(slots_.begin(), slots_.end(), Slot{});
@@ -263,7 +265,7 @@ class KeyTable {
     }
     // The place of the key's value, kNone if it was not there; valid until the next call.
     Index &at(std::uint64_t key) {
-        if ((used_ + 1) * 2 > slots_.size()) grow();
+        if ((used_ + 1) * room > slots_.size()) grow();
         Slot &slot = slots_[place(key)];
         if (slot.era != era_) {
             slot = {key, kNone, era_};
@@ -300,6 +302,7 @@ class KeyTable {
     std::size_t used_ = 0;
     std::uint32_t era_ = 1;
 };
+using KeyTable = Table<2>;
 
 // Words as a trie of bytes, which serves characters: a prefix that ends with a character ends with a byte. Six
 // bytes a node, in the order of their depth, so that the children of a node lie side by side.
@@ -498,6 +501,10 @@ class SetOrder {
         if (columns.empty()) columns.push_back(best);
         if (is_in && columns.back() < 8) return;  // every table has at least 8 slots
         if (columns.size() == 1 && columns[0] == best) return;
+        if (is_in && columns.size() <= 3 && are_apart(columns)) {  // each is in its own slot of 8
+            std::sort(columns.begin(), columns.end(), [](Index a, Index b) { return (a & 7) < (b & 7); });
+            return;
+        }
         first_.reset(8);
         for (const Index column : columns) first_.insert(column);
         second_.reset(8);
@@ -512,6 +519,14 @@ class SetOrder {
     }
 
  private:
+    static bool are_apart(const std::vector<Index> &columns) {
+        unsigned taken = 0, meet = 0;
+        for (const Index column : columns) {
+            meet |= taken & 1u << (column & 7);
+            taken |= 1u << (column & 7);
+        }
+        return meet == 0;
+    }
     struct Table {
         std::vector<Index> slots;
         std::size_t used = 0;
@@ -600,6 +615,10 @@ class FrameReader {
             if (emission.dtype == Dtype::f32) least_ = static_cast<float>(least);
             if (emission.dtype == Dtype::f16) least_ = round_half(static_cast<float>(least));
         }
+        // A float is above this where its clipped self is above `least`.
+        const float inf = std::numeric_limits<float>::infinity();
+        least_float_ = least <= kFloorLogp ? -inf : static_cast<float>(least);
+        if (least_float_ < least && least > kFloorLogp) least_float_ = std::nextafter(least_float_, inf);
         logp_.resize(emission.num_labels);
         floats_.resize(emission.num_labels);
         doubles_.resize(emission.dtype == Dtype::f64 ? emission.num_labels : 0);
@@ -615,7 +634,8 @@ class FrameReader {
             }
             case Dtype::f32: {
                 const auto *row = static_cast<const float *>(emission_.data) + from;
-                emission_.are_probabilities ? take_logs(row, [](float x) { return x; }) : soften(row, frame);
+                if (!emission_.are_probabilities) return soften(row, frame);
+                take_logs(row, [](float x) { return x; });
                 break;
             }
             case Dtype::f64: {
@@ -658,15 +678,42 @@ class FrameReader {
         throw FrameError("frame " + std::to_string(frame) + " of the logits holds " + what +
                          ", expected finite numbers (-inf for a label that cannot be); look at the model's output");
     }
-    void soften(const float *row, std::size_t frame) {
+    // The usual case, in loops that become vector code; a label's logarithm is clipped where it is a token.
+    const std::vector<Token> &soften(const float *row, std::size_t frame) {
         const std::size_t size = emission_.num_labels;
-        float largest = row[0];
-        for (std::size_t i = 1; i < size; ++i) largest = row[i] > largest ? row[i] : largest;
+        const float largest = largest_of(row, size);
         for (std::size_t i = 0; i < size; ++i) floats_[i] = exp_float(row[i] - largest);
         const float sum = row_sum(floats_.data(), size);
         check(largest, sum, frame);
-        const float log_sum = std::log(sum);
-        for (std::size_t i = 0; i < size; ++i) clip(i, (row[i] - largest) - log_sum);
+        const float log_sum = std::log(sum), top = 0.0f - log_sum;
+        for (std::size_t i = 0; i < size; ++i) floats_[i] = (row[i] - largest) - log_sum;
+        columns_.resize(size);
+        std::size_t num_columns = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+            columns_[num_columns] = static_cast<Index>(i);
+            num_columns += floats_[i] >= least_float_;
+        }
+        columns_.resize(num_columns);
+        const auto is_best = [&](Index column) { return floats_[column] == top; };
+        auto best = std::find_if(columns_.begin(), columns_.end(), is_best);
+        if (best != columns_.end()) {
+            order_(columns_, *best);
+        } else {
+            order_(columns_, static_cast<Index>(std::find(floats_.begin(), floats_.end(), top) - floats_.begin()));
+        }
+        tokens_.clear();
+        for (const Index column : columns_) tokens_.push_back({column, clipped(floats_[column])});
+        return tokens_;
+    }
+    static float largest_of(const float *row, std::size_t size) {
+        float part[8];
+        std::fill(part, part + 8, row[0]);
+        std::size_t i = 0;
+        for (; i + 8 <= size; i += 8) {
+            for (int k = 0; k < 8; ++k) part[k] = row[i + k] > part[k] ? row[i + k] : part[k];
+        }
+        for (; i < size; ++i) part[0] = row[i] > part[0] ? row[i] : part[0];
+        return *std::max_element(part, part + 8);
     }
     void soften(const double *row, std::size_t frame) {
         const std::size_t size = emission_.num_labels;
@@ -693,10 +740,12 @@ class FrameReader {
         const float log_sum = round_half(std::log(sum));
         for (std::size_t i = 0; i < size; ++i) clip(i, round_half(floats_[i] - log_sum));
     }
-    void clip(std::size_t i, double logp) { logp_[i] = std::min(std::max(logp, kFloorLogp), 0.0); }
+    static double clipped(double logp) { return std::min(std::max(logp, kFloorLogp), 0.0); }
+    void clip(std::size_t i, double logp) { logp_[i] = clipped(logp); }
 
     const Emission &emission_;
     double least_;
+    float least_float_;
     std::vector<double> logp_, doubles_;
     std::vector<float> floats_, halves_;
     std::vector<Index> columns_;
@@ -717,6 +766,7 @@ struct Options {
     const Trie *hotwords;        // may be null
     double hotword_weight;
     std::size_t n_best;          // how many hypotheses to write out
+    bool with_pieces;            // and whether with the frames of their labels
 };
 
 struct Span {
@@ -757,10 +807,14 @@ struct Scratch {
         Index history;  // its last words, as a number
         std::size_t recent;
     };
-    // What a beam is equal by: a prefix and the label of its last frame. The candidate of a frame is in its slot.
+    // Where a frame's candidate is. The stamp is the frame.
+    struct Place {
+        Index stamp, slot;
+    };
+    // What a beam is equal by: a prefix and the label of its last frame.
     struct Variant {
         Index label;
-        Index stamp, slot;
+        Place place;
     };
     static constexpr Index kBlankVariant = 0, kMainVariant = 1, kFirstOther = 2;
     struct Other {
@@ -772,7 +826,7 @@ struct Scratch {
         Index text, part;
         Index after;                   // the text that ends with this partial word
         Index first_child, next_child;  // of simple alphabets
-        Index blank_stamp, blank_slot;
+        Place blank;
         Variant main;                  // what it was made for
         Index others;                  // further variants, of alphabets that are not simple
         Index live, first_beam;        // the frame in which it has beams, and the best of them
@@ -795,12 +849,18 @@ struct Scratch {
         Index words, pieces;
         std::int32_t piece_end;
         bool has_part;
+        Place fresh;  // of a prefix's best beam: its candidate that goes on with one label, stamped by the label's turn
     };
     enum Step : std::uint8_t { kStay, kRepeat, kSpace, kOpen, kGrow };
     struct Candidate {
         double logp, score;
         Index node, variant, source, column, label;
+        Index text, part;  // of the node to make if this is kept, where there is none
         Step step;
+    };
+    struct Ranked {
+        double score;
+        Index index;
     };
 
     std::string bytes;
@@ -810,13 +870,15 @@ struct Scratch {
     std::vector<Other> others;
     std::vector<Index> part_children;  // of parts: parts, a row of labels each, where there are few labels
     KeyTable children, far_part_children;
-    KeyTable node_of, part_of, text_of, history_of, kept;
+    KeyTable node_of, part_of, text_of, history_of;
+    Table<8> kept;  // of one frame: so sparse that most are found, or not, at the first look
     std::vector<Index> recent;     // the last words of texts
     std::vector<WordSpan> word_spans;
     std::vector<Piece> pieces;
     std::vector<Beam> beams, next_beams;
-    std::vector<Candidate> candidates;
-    std::vector<Index> ranked;
+    std::vector<Candidate> candidates;  // of which the first are this frame's
+    std::vector<Ranked> ranked, merged;
+    std::vector<std::size_t> runs;
     std::unique_ptr<KenlmScorer> kenlm;
 
     void clear() {
@@ -843,12 +905,14 @@ class Search {
     using Beam = Scratch::Beam;
     using Candidate = Scratch::Candidate;
     using Step = Scratch::Step;
+    using Ranked = Scratch::Ranked;
 
  public:
     Search(const Labels &labels, const Options &options, Scorer *scorer, Scratch &scratch)
         : labels_(labels), o_(options), scorer_(scorer), s_(scratch) {
         stride_ = labels.all.size() <= 64 ? labels.all.size() : 0;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
+        parts_cost_ = !options.hotwords && (!scorer || options.unk_score_offset <= 0.0);
     }
 
     std::vector<Hypothesis> run(const Emission &emission, Scorer::State start) {
@@ -883,13 +947,18 @@ class Search {
         }
     }
     Index make_part(std::string_view text) {
-        Part part{};
-        part.from = s_.bytes.size();
-        part.size = static_cast<Index>(text.size());
-        part.chars = static_cast<Index>(count_chars(text));
+        return make_part(kRoot, kRoot, 0, text, s_.bytes.size());
+    }
+    // The part whose bytes begin at `from` and are to end with `added`, given what its beginning has in the tries.
+    Index make_part(Index unigram, Index hotword, Index chars, std::string_view added, std::size_t from) {
+        s_.bytes.append(added);
+        Part &part = s_.parts.emplace_back();
+        part.from = from;
+        part.size = static_cast<Index>(s_.bytes.size() - from);
+        part.chars = chars + static_cast<Index>(count_chars(added));
         part.num_hot = -1;
-        part.unigram = o_.unigrams ? o_.unigrams->step(kRoot, text) : kNone;
-        part.hotword = o_.hotwords ? o_.hotwords->step(kRoot, text) : kNone;
+        part.unigram = o_.unigrams ? o_.unigrams->step(unigram, added) : kNone;
+        part.hotword = o_.hotwords ? o_.hotwords->step(hotword, added) : kNone;
         if (part.size == 0) {
             part.score = 0.0;
         } else if (part.hotword != kNone) {
@@ -898,17 +967,21 @@ class Search {
             part.score = part.unigram == kNone ? o_.unk_score_offset : o_.unk_score_offset * 0.0;
             if (part.chars > kUsualWordLength) part.score = part.score * part.chars / kUsualWordLength;
         }
-        s_.bytes.append(text);
-        s_.parts.push_back(part);
         s_.part_children.resize(s_.part_children.size() + stride_, kNone);
         return static_cast<Index>(s_.parts.size() - 1);
     }
 
     Index grown_part(Index part, Index column) {
         const auto make = [&] {
+            if (labels_.simple) {
+                const Part &p = s_.parts[part];
+                const std::size_t from = s_.bytes.size();
+                s_.bytes.append(s_.bytes, p.from, p.size);
+                return make_part(p.unigram, p.hotword, p.chars, labels_.all[column].text, from);
+            }
             buffer_.assign(bytes_of(s_.parts[part]));
             buffer_ += labels_.all[column].text;
-            return labels_.simple ? make_part(buffer_) : intern_part(buffer_);
+            return intern_part(buffer_);
         };
         if (stride_) {
             const std::size_t at = part * stride_ + column;
@@ -968,12 +1041,13 @@ class Search {
             if (found != kNone) return found;
             found = made;
         }
-        Text next{};
+        Text &next = s_.texts.emplace_back();
         next.parent = text;
         next.part = part;
-        next.num_hot = s_.texts[text].num_hot + num_hot(part);
-        next.score = o_.hotword_weight * static_cast<double>(next.num_hot);
-        if (!o_.hotwords) next.score = 0.0;
+        if (o_.hotwords) {
+            next.num_hot = s_.texts[text].num_hot + num_hot(part);
+            next.score = o_.hotword_weight * static_cast<double>(next.num_hot);
+        }
         if (scorer_) {
             const Scorer::Scored scored = score_word(s_.texts[text].state, part);
             next.raw = s_.texts[text].raw + weighted(scored.log10_prob);
@@ -981,12 +1055,21 @@ class Search {
             next.state = scored.next;
         }
         if (o_.prune_history) remember(next, text, part);
-        s_.texts.push_back(next);
         return made;
     }
 
     // Number the last words of a text: equal numbers, equal words.
     void remember(Text &next, Index text, Index part) {
+        if (labels_.simple && history_size_ == 1) {
+            next.history = part;
+            return;
+        }
+        if (labels_.simple && history_size_ == 2) {
+            Index &found = s_.history_of.at(std::uint64_t(s_.texts[text].part) << 32 | part);
+            if (found == kNone) found = static_cast<Index>(s_.texts.size() - 1);
+            next.history = found;
+            return;
+        }
         next.recent = s_.recent.size();
         s_.recent.resize(next.recent + history_size_, kNone);
         const auto recent = [&](std::size_t from) { return s_.recent.begin() + static_cast<std::ptrdiff_t>(from); };
@@ -1014,7 +1097,7 @@ class Search {
     }
 
     Index make_node(Index text, Index part, Index label) {
-        Node node{};
+        Node &node = s_.nodes.emplace_back();
         node.text = text;
         node.part = part;
         node.after = s_.parts[part].size ? kNone : text;
@@ -1022,8 +1105,13 @@ class Search {
         node.main.label = label;
         node.history = s_.texts[text].history;
         node.score = prefix_score(text, part);
-        s_.nodes.push_back(node);
         return static_cast<Index>(s_.nodes.size() - 1);
+    }
+    Index make_child(Index parent, Index text, Index part, Index label) {
+        const Index child = make_node(text, part, label);
+        s_.nodes[child].next_child = s_.nodes[parent].first_child;
+        s_.nodes[parent].first_child = child;
+        return child;
     }
     Index intern_node(Index text, Index part, Index label) {
         Index &found = s_.node_of.at(std::uint64_t(text) << 32 | part);
@@ -1040,7 +1128,7 @@ class Search {
         }
         const Index made = static_cast<Index>(s_.others.size());
         *at = made;
-        s_.others.push_back({{label, 0, 0}, kNone});
+        s_.others.push_back({{label, {0, 0}}, kNone});
         return made + Scratch::kFirstOther;
     }
 
@@ -1111,21 +1199,28 @@ class Search {
         return true;
     }
 
+    Scratch::Place &place_of(Node &node, Index variant) {
+        if (variant == Scratch::kMainVariant) return node.main.place;
+        if (variant == Scratch::kBlankVariant) return node.blank;
+        return s_.others[variant - Scratch::kFirstOther].variant.place;
+    }
+
     void propose(Index node, Index variant, Index label, double logp, Index source, Step step, Index column) {
         Node &n = s_.nodes[node];
-        Index *stamp = &n.blank_stamp, *slot = &n.blank_slot;
-        if (variant == Scratch::kMainVariant) {
-            stamp = &n.main.stamp, slot = &n.main.slot;
-        } else if (variant != Scratch::kBlankVariant) {
-            Scratch::Variant &other = s_.others[variant - Scratch::kFirstOther].variant;
-            stamp = &other.stamp, slot = &other.slot;
-        }
-        if (*stamp != now_) {
-            *stamp = now_;
-            *slot = static_cast<Index>(s_.candidates.size());
-            s_.candidates.push_back({logp, total(logp, n), node, variant, source, column, label, step});
+        Scratch::Place &place = place_of(n, variant);
+        if (place.stamp != now_) {
+            place = {now_, static_cast<Index>(num_candidates_)};
+            Candidate &c = s_.candidates[num_candidates_++];
+            c.logp = logp;
+            c.score = total(logp, n);
+            c.node = node;
+            c.variant = variant;
+            c.source = source;
+            c.column = column;
+            c.label = label;
+            c.step = step;
         } else {  // the later beam's frames win
-            Candidate &c = s_.candidates[*slot];
+            Candidate &c = s_.candidates[place.slot];
             c.logp = log_sum<Round>(c.logp, logp);
             c.score = total(c.logp, n);
             c.source = source;
@@ -1134,13 +1229,35 @@ class Search {
         }
     }
 
+    // A candidate for a prefix that has no node, which only the beams of the prefix before it can reach.
+    void propose_fresh(Index first_beam, Index text, Index part, Index label, double logp, Index source, Step step, Index column) {
+        Scratch::Place &place = s_.beams[first_beam].fresh;
+        const bool is_new = place.stamp != turn_;
+        if (is_new) place = {turn_, static_cast<Index>(num_candidates_++)};
+        Candidate &c = s_.candidates[place.slot];
+        c.logp = is_new ? logp : log_sum<Round>(c.logp, logp);
+        c.score = total(c.logp, prefix_score(text, part), text, part);
+        c.node = kNone;
+        c.variant = Scratch::kMainVariant;
+        c.source = source;
+        c.column = column;
+        c.label = label;
+        c.text = text;
+        c.part = part;
+        c.step = step;
+    }
+
     void expand(const std::vector<Token> &tokens) {
-        s_.candidates.clear();
+        num_candidates_ = 0;
+        s_.runs.clear();
         mark_live();
         floor_ = labels_.one_source ? least_useful(tokens) : -std::numeric_limits<double>::infinity();
         const Index num_beams = static_cast<Index>(s_.beams.size());
         for (const Token &token : tokens) {
             const Label &label = labels_.all[token.column];
+            ++turn_;
+            s_.runs.push_back(num_candidates_);
+            if (s_.candidates.size() < num_candidates_ + num_beams) s_.candidates.resize(2 * num_candidates_ + num_beams);
             for (Index source = 0; source < num_beams; ++source) {
                 const Beam &beam = s_.beams[source];
                 const double logp = add<Round>(beam.logp, token.logp);
@@ -1195,7 +1312,10 @@ class Search {
             if (child != kNone) {
                 if (may_skip && total(most, s_.nodes[child]) < floor_) return;
             } else {
-                if (may_skip && !scorer_ && !o_.hotwords && most < floor_) return;
+                // Nor make what is dropped for its text alone, as an unfinished word adds nothing to its text's score.
+                if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow) && most + s_.texts[node.text].score < floor_) {
+                    return;
+                }
                 const Index parent = beam.node;
                 Index text = node.text, part = 0;
                 if (step == Step::kGrow) {
@@ -1206,13 +1326,11 @@ class Search {
                 }
                 if (may_skip && total(most, prefix_score(text, part), text, part) < floor_) return;
                 if (labels_.simple) {
-                    child = make_node(text, part, label.same);
-                    s_.nodes[child].next_child = s_.nodes[parent].first_child;
-                    s_.nodes[parent].first_child = child;
-                } else {
-                    child = intern_node(text, part, label.same);
-                    s_.children.at(std::uint64_t(parent) << 32 | arc) = child;
+                    const Index first = s_.nodes[parent].first_beam;
+                    return propose_fresh(first, text, part, label.same, logp, source, step, token.column);
                 }
+                child = intern_node(text, part, label.same);
+                s_.children.at(std::uint64_t(parent) << 32 | arc) = child;
             }
         }
         propose(child, variant_of(child, label.same), label.same, logp, source, step, token.column);
@@ -1221,46 +1339,97 @@ class Search {
     // Rank candidates: those within the limit of the best, the best beam_width of them, equal ones in their order.
     void prune() {
         double largest = -std::numeric_limits<double>::infinity();
-        for (const Candidate &c : s_.candidates) largest = c.score > largest ? c.score : largest;
-        rank(s_.candidates, largest);
+        for (std::size_t i = 0; i < num_candidates_; ++i) largest = std::max(largest, s_.candidates[i].score);
+        rank(s_.candidates, num_candidates_, largest);
     }
+    // Each run of candidates is nearly in order, since the beams it comes from are: sort runs, and merge them.
     template <class C>
-    void rank(const std::vector<C> &candidates, double largest) {
+    void rank(const std::vector<C> &candidates, std::size_t size, double largest) {
         const double least = add<Round>(largest, o_.beam_prune_logp);
-        s_.ranked.clear();
-        for (Index i = 0; i < candidates.size(); ++i) {
-            if (candidates[i].score >= least) s_.ranked.push_back(i);
+        if (s_.ranked.size() < size) s_.ranked.resize(2 * size), s_.merged.resize(2 * size);
+        Ranked *ranked = s_.ranked.data();
+        std::size_t kept = 0, i = 0;
+        for (std::size_t run = 0; run < s_.runs.size(); ++run) {
+            const std::size_t from = kept, to = run + 1 < s_.runs.size() ? s_.runs[run + 1] : size;
+            for (; i < to; ++i) {
+                ranked[kept].score = candidates[i].score;
+                ranked[kept].index = static_cast<Index>(i);
+                kept += candidates[i].score >= least;
+            }
+            s_.runs[run] = from;
+            sort_run(ranked + from, ranked + kept);
         }
-        if (s_.ranked.empty()) throw FrameError("no beam has a score: the language model or the weights give NaN; look at alpha, beta and the model");
-        const auto before = [&](Index a, Index b) {
-            return candidates[a].score > candidates[b].score || (candidates[a].score == candidates[b].score && a < b);
-        };
-        if (s_.ranked.size() > o_.beam_width) {
-            const auto cut = s_.ranked.begin() + static_cast<std::ptrdiff_t>(o_.beam_width);
-            std::nth_element(s_.ranked.begin(), cut, s_.ranked.end(), before);
-            s_.ranked.resize(o_.beam_width);
+        if (kept == 0) throw FrameError("no beam has a score: the language model or the weights give NaN; look at alpha, beta and the model");
+        s_.runs.push_back(kept);
+        merge_runs();
+        num_ranked_ = std::min(kept, o_.beam_width);
+    }
+    static void sort_run(Ranked *from, Ranked *to) {
+        std::ptrdiff_t moves = 16 + 8 * (to - from);  // beyond these the run is not as expected
+        for (Ranked *next = from + 1; next < to; ++next) {
+            const Ranked moved = *next;
+            Ranked *at = next;
+            for (; at > from && at[-1].score < moved.score; --at) *at = at[-1];
+            *at = moved;
+            moves -= next - at;
+            if (moves < 0) {
+                return std::sort(from, to, [](const Ranked &a, const Ranked &b) {
+                    return a.score > b.score || (a.score == b.score && a.index < b.index);
+                });
+            }
         }
-        std::sort(s_.ranked.begin(), s_.ranked.end(), before);
+    }
+    // Neighbours first, so that of equal ones the earlier run's come first. `runs` are their begins, and the end.
+    void merge_runs() {
+        std::vector<std::size_t> &runs = s_.runs;
+        while (runs.size() > 2) {
+            std::size_t num_runs = 0;
+            for (std::size_t run = 0; run + 1 < runs.size(); run += 2) {
+                const bool is_last = run + 2 == runs.size();
+                const std::size_t from = runs[run], middle = runs[run + 1], to = is_last ? middle : runs[run + 2];
+                const Ranked *a = s_.ranked.data() + from, *a_end = s_.ranked.data() + middle;
+                const Ranked *b = a_end, *b_end = s_.ranked.data() + to;
+                Ranked *out = s_.merged.data() + from;
+                while (a != a_end && b != b_end) {
+                    const bool second = b->score > a->score;  // half of the time: a choice, not a jump
+                    *out++ = *(second ? b : a);
+                    a += !second;
+                    b += second;
+                }
+                out = std::copy(a, a_end, out);
+                std::copy(b, b_end, out);
+                runs[num_runs++] = from;
+            }
+            runs[num_runs] = runs.back();
+            runs.resize(num_runs + 1);
+            s_.ranked.swap(s_.merged);
+        }
     }
 
     void advance(std::int32_t frame) {
-        s_.next_beams.clear();
+        s_.next_beams.resize(num_ranked_);
         s_.kept.clear();
-        for (const Index i : s_.ranked) {
-            const Candidate &c = s_.candidates[i];
-            if (o_.prune_history && !keep(s_.nodes[c.node], c.label)) continue;
+        std::size_t num_beams = 0;
+        for (std::size_t i = 0; i < num_ranked_; ++i) {
+            const Candidate &c = s_.candidates[s_.ranked[i].index];
+            const bool is_fresh = c.node == kNone;
+            if (o_.prune_history) {
+                const Index history = is_fresh ? s_.texts[c.text].history : s_.nodes[c.node].history;
+                if (!keep(history, is_fresh ? c.part : s_.nodes[c.node].part, c.label)) continue;
+            }
             const Beam &from = s_.beams[c.source];
-            Beam beam = from;
+            Beam &beam = s_.next_beams[num_beams++];
+            beam = from;
             beam.logp = c.logp;
             beam.score = c.score;
-            beam.node = c.node;
+            beam.node = is_fresh ? make_child(from.node, c.text, c.part, c.label) : c.node;
             beam.variant = c.variant;
             beam.label = c.label;
             if (c.step == Step::kRepeat) {
                 beam.end = beam.piece_end = frame + 1;
             } else if (c.step != Step::kStay) {
                 const bool closes = c.step != Step::kGrow && from.has_part;
-                beam.has_part = c.step != Step::kSpace && s_.parts[s_.nodes[c.node].part].size != 0;
+                beam.has_part = c.step != Step::kSpace && s_.parts[s_.nodes[beam.node].part].size != 0;
                 if (closes) {
                     s_.word_spans.push_back({beam.words, beam.start, beam.end});
                     beam.words = static_cast<Index>(s_.word_spans.size() - 1);
@@ -1271,22 +1440,21 @@ class Search {
                     beam.start = c.step == Step::kOpen || beam.start < 0 ? frame : beam.start;
                     beam.end = frame + 1;
                 }
-                if (closes || c.step != Step::kSpace) {
+                if (o_.with_pieces && (closes || c.step != Step::kSpace)) {
                     s_.pieces.push_back({beam.pieces, c.column, frame, beam.piece_end, closes});
                     beam.pieces = static_cast<Index>(s_.pieces.size() - 1);
                     beam.piece_end = frame + 1;
                 }
             }
-            s_.next_beams.push_back(beam);
         }
+        s_.next_beams.resize(num_beams);
         s_.beams.swap(s_.next_beams);
     }
 
     // Whether this is the first beam with its last words, partial word and label.
-    bool keep(const Node &node, Index label) {
-        std::uint64_t key = detail::mix(std::uint64_t(node.history) << 32 | node.part);
-        key = detail::mix(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
-        Index &found = s_.kept.at(key);
+    bool keep(Index history, Index part, Index label) {
+        const std::uint64_t key = detail::mix(std::uint64_t(history) << 32 | part);
+        Index &found = s_.kept.at(key ^ (std::uint64_t(label) + 1) * 0x9E3779B97F4A7C15ull);
         if (found != kNone) return false;
         found = 0;
         return true;
@@ -1338,11 +1506,11 @@ class Search {
             }
             largest = f.score > largest ? f.score : largest;
         }
-        rank(finals, largest);
+        s_.runs.assign(1, 0);
+        rank(finals, finals.size(), largest);
         std::vector<Hypothesis> best;
-        for (const Index i : s_.ranked) {
-            if (best.size() == o_.n_best) break;
-            best.push_back(write_out(finals[i]));
+        for (std::size_t i = 0; i < std::min(num_ranked_, o_.n_best); ++i) {
+            best.push_back(write_out(finals[s_.ranked[i].index]));
         }
         return best;
     }
@@ -1392,7 +1560,9 @@ class Search {
     Scratch &s_;
     std::size_t stride_, history_size_;
     bool force_ = false;
-    Index now_ = 0;
+    bool parts_cost_;  // an unfinished word never adds to a score
+    Index now_ = 0, turn_ = 0;  // frames, and labels of frames
+    std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;
     std::string buffer_;
 };
@@ -1444,7 +1614,7 @@ class BeamSearch {
                     bool with_pieces, std::size_t num_threads) {
         if (hotwords && !hotwords->has_shortest()) throw std::invalid_argument("too many hotwords, expected at most 100,000");
         Job job{{beam_width, beam_prune_logp, token_min_logp, prune_history, alpha, beta, unk_score_offset,
-                 score_boundary, 1, unigrams, hotwords, hotword_weight, n_best},
+                 score_boundary, 1, unigrams, hotwords, hotword_weight, n_best, with_pieces},
                 nullptr, {}, {}, 0, {}, {}};
         if (nb::isinstance<NgramModel>(model)) {
             job.ngram = nb::cast<const NgramModel *>(model);
@@ -1603,12 +1773,19 @@ class BeamSearch {
 // Whether the mean of the frames' sums is so near 1 that NumPy must say whether it is 1: see text/beam.py.
 template <class T, class F>
 bool sums_near_one(const T *values, std::size_t frames, std::size_t labels, double precision, F read) {
-    double sum = 0, size = 0;
-    for (std::size_t i = 0; i < frames * labels; ++i) {
-        const double value = read(values[i]);
-        sum += value;
-        size += std::abs(value);
+    double sums[4] = {}, sizes[4] = {};  // side by side, in vector code
+    std::size_t i = 0;
+    for (; i + 4 <= frames * labels; i += 4) {
+        for (int k = 0; k < 4; ++k) {
+            sums[k] += read(values[i + k]);
+            sizes[k] += std::abs(read(values[i + k]));
+        }
     }
+    for (; i < frames * labels; ++i) {
+        sums[0] += read(values[i]);
+        sizes[0] += std::abs(read(values[i]));
+    }
+    const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]), size = (sizes[0] + sizes[1]) + (sizes[2] + sizes[3]);
     const double mean = sum / static_cast<double>(frames);
     return std::abs(mean - 1) <= 0.01 + precision * size;
 }
