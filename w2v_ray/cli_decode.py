@@ -67,7 +67,7 @@ def add_decoder_workers(parser: Any, num_decoders: str = "by the machine's size"
 
 
 def whole_number(text: str) -> int:
-    """The type of an option that takes several numbers or none, and so also an argument that follows them."""
+    """The type of an option that takes a number or none, and so also an argument that follows it."""
     try:
         return int(text)
     except ValueError:

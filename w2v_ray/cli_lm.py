@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from w2v_ray.cli_decode import whole_number
 from w2v_ray.errors import LanguageModelError, OutputError
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--prune",
-        type=whole_number,
+        type=_threshold,
         nargs="+",
         default=[0],
         metavar="N",
@@ -172,12 +171,22 @@ def _build(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     return found, lines
 
 
+def _threshold(text: str) -> int:
+    return int(_number(int, text))
+
+
 def _discount(text: str) -> float:
+    return _number(float, text)
+
+
+def _number(kind: type[int] | type[float], text: str) -> float:
+    """The value of an option that takes several numbers, and so also a text that follows them."""
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
+        name = "whole number" if kind is int else "number"
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number; if it is a text, put it before this option"
+            f"{text!r} is no {name}; if it is a text, put it before this option"
         ) from None
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from w2v_ray import stores
-from w2v_ray.decoder_config import DecoderConfig
-from w2v_ray.errors import OutputError
+from w2v_ray.decoder_config import DecoderConfig, kind_of
+from w2v_ray.errors import ConfigError, OutputError
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = ["check_decoder", "reachable", "read_vocabulary", "write_vocabulary"]
@@ -40,8 +40,14 @@ def check_decoder(
         The settings that are not as they were left, with the content of files in the place of their names.
 
     Raises:
+        ConfigError: The decoder is no DecoderConfig.
         W2vRayError: A file does not exist, or spells words that the tokens cannot.
     """
+    if not isinstance(decoder, DecoderConfig):
+        raise ConfigError(
+            f"decoder is {decoder!r} ({kind_of(decoder)}), expected a DecoderConfig; write "
+            'decoder=w2v_ray.DecoderConfig(lm="lm.arpa")'
+        )
     fields = decoder.search_fields()
     if not decoder.is_search:
         return fields

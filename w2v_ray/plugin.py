@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
-from w2v_ray.decoder_config import DecoderConfig, kind_of
+from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.decoding import check_decoder, reachable
-from w2v_ray.errors import ConfigError
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
@@ -95,11 +94,6 @@ def transcribe(
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
     decoder = DecoderConfig() if decoder is None else decoder
-    if not isinstance(decoder, DecoderConfig):
-        raise ConfigError(
-            f"decoder is {decoder!r} ({kind_of(decoder)}), expected a DecoderConfig; write "
-            'decoder=w2v_ray.DecoderConfig(lm="lm.arpa")'
-        )
     check_decoder(decoder, vocabulary.tokenizer, model=model, revision=revision)
     encode = EncodeConfig(
         model=model,

@@ -479,7 +479,9 @@ class NgramBuilder {
                 ++line_;
                 read_line(pending_);
             }
-            if (part_ == Part::kPreamble) throw ModelError("it has no line \\data\\: this is no ARPA file; `w2v-ray lm build` makes one from text");
+            if (part_ == Part::kPreamble) {
+                throw ModelError("it has no line \\data\\: this is no ARPA file; `w2v-ray lm build` makes one from text");
+            }
             if (part_ != Part::kEnd) {
                 throw ModelError("it ends after line " + std::to_string(line_) +
                                  " without the line \\end\\: it was cut short");
