@@ -2,9 +2,10 @@
 //
 // The search computes what pyctcdecode 0.5 computes, to the order in which equal scores are kept. It is fast
 // because a prefix is a node of a trie, (text, partial word), made once: its language model score is worked out
-// when the node is made, a beam is a node and the label of its last frame, equal beams meet in a stamp on that
-// pair, and a candidate that pruning is bound to drop never makes a node. All memory is taken from vectors that
-// the next utterance finds with their capacity.
+// once, a beam is a node and the label of its last frame, and equal beams meet in a stamp on that pair. What pruning
+// is bound to drop never becomes a candidate, and where a prefix can be reached from one prefix only it gets a node
+// when its beam is kept. All memory is taken from vectors that the next utterance finds with their capacity, and is
+// written where it stays: a copy of fields just written would wait for them.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -1230,7 +1231,8 @@ class Search {
     }
 
     // A candidate for a prefix that has no node, which only the beams of the prefix before it can reach.
-    void propose_fresh(Index first_beam, Index text, Index part, Index label, double logp, Index source, Step step, Index column) {
+    void propose_fresh(Index first_beam, Index text, Index part, Index label, double logp, Index source, Step step,
+                       Index column) {
         Scratch::Place &place = s_.beams[first_beam].fresh;
         const bool is_new = place.stamp != turn_;
         if (is_new) place = {turn_, static_cast<Index>(num_candidates_++)};
@@ -1257,7 +1259,9 @@ class Search {
             const Label &label = labels_.all[token.column];
             ++turn_;
             s_.runs.push_back(num_candidates_);
-            if (s_.candidates.size() < num_candidates_ + num_beams) s_.candidates.resize(2 * num_candidates_ + num_beams);
+            if (s_.candidates.size() < num_candidates_ + num_beams) {
+                s_.candidates.resize(2 * num_candidates_ + num_beams);
+            }
             for (Index source = 0; source < num_beams; ++source) {
                 const Beam &beam = s_.beams[source];
                 const double logp = add<Round>(beam.logp, token.logp);
@@ -1312,9 +1316,9 @@ class Search {
             if (child != kNone) {
                 if (may_skip && total(most, s_.nodes[child]) < floor_) return;
             } else {
-                // Nor make what is dropped for its text alone, as an unfinished word adds nothing to its text's score.
-                if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow) && most + s_.texts[node.text].score < floor_) {
-                    return;
+                // A partial word is not even made where the score of its text alone is too low.
+                if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow)) {
+                    if (most + s_.texts[node.text].score < floor_) return;
                 }
                 const Index parent = beam.node;
                 Index text = node.text, part = 0;
@@ -1560,7 +1564,7 @@ class Search {
     Scratch &s_;
     std::size_t stride_, history_size_;
     bool force_ = false;
-    bool parts_cost_;  // an unfinished word never adds to a score
+    bool parts_cost_;  // a partial word never raises the score of a text
     Index now_ = 0, turn_ = 0;  // frames, and labels of frames
     std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;
