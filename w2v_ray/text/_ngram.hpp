@@ -24,12 +24,15 @@
 #include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -145,6 +148,26 @@ static_assert(sizeof(Header) == 232 && sizeof(Slot) == 16 && sizeof(Context) == 
 
 inline std::uint64_t header_checksum(const Header &header) {
     return bytes_hash(&header, offsetof(Header, header_checksum));
+}
+
+// Zeroed memory of a model. A score looks up a few places anywhere in it, so a large one asks for large pages:
+// with small ones most of a first look is spent on finding the page.
+struct FreeBlock {
+    void operator()(std::uint64_t *block) const noexcept { std::free(block); }
+};
+using Block = std::unique_ptr<std::uint64_t[], FreeBlock>;
+
+inline Block new_block(std::size_t words) {
+    constexpr std::size_t kPage = std::size_t(1) << 21;
+    const std::size_t size = std::max<std::size_t>(words, 1) * sizeof(std::uint64_t);
+    const std::size_t unit = size < kPage ? alignof(std::max_align_t) : kPage;
+    void *block = std::aligned_alloc(unit, (size + unit - 1) / unit * unit);
+    if (!block) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (unit == kPage) madvise(block, size, MADV_HUGEPAGE);  // what refuses it gives small ones
+#endif
+    std::memset(block, 0, size);
+    return Block(static_cast<std::uint64_t *>(block));
 }
 
 // Where each part of the block begins.
@@ -308,11 +331,11 @@ class NgramModel {
     }
 
     static std::shared_ptr<NgramModel> from_bytes(std::string_view bytes) {
-        std::unique_ptr<std::uint64_t[]> block(new std::uint64_t[bytes.size() / 8 + 1]);
+        detail::Block block = detail::new_block(bytes.size() / 8 + 1);
         std::memcpy(block.get(), bytes.data(), bytes.size());
         return from_block(std::move(block), bytes.size());
     }
-    static std::shared_ptr<NgramModel> from_block(std::unique_ptr<std::uint64_t[]> block, std::size_t size) {
+    static std::shared_ptr<NgramModel> from_block(detail::Block block, std::size_t size) {
         std::shared_ptr<NgramModel> model(new NgramModel);
         model->owned_ = std::move(block);
         model->bind(reinterpret_cast<const char *>(model->owned_.get()), size);
@@ -433,7 +456,7 @@ class NgramModel {
     const std::uint64_t *buckets_ = nullptr;  // the upper half of a word's hash, and the word; 0 where empty
     const char *letters_ = nullptr;
     std::size_t size_ = 0;
-    std::unique_ptr<std::uint64_t[]> owned_;
+    detail::Block owned_;
     void *mapping_ = nullptr;
     std::string path_;
 };
@@ -914,7 +937,7 @@ class NgramBuilder {
         const detail::Layout at = detail::layout(header);
         header.file_size = at.end;
 
-        std::unique_ptr<std::uint64_t[]> block(new std::uint64_t[at.end / 8]());
+        detail::Block block = detail::new_block(at.end / 8);
         char *const bytes = reinterpret_cast<char *>(block.get());
         const auto put = [bytes](std::uint64_t where, const void *what, std::size_t size) {
             if (size) std::memcpy(bytes + where, what, size);
