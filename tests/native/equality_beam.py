@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -135,14 +136,20 @@ def main() -> None:
     parser.add_argument("--fuzzed", type=int, default=2000, help="random cases")
     parser.add_argument("--first", type=int, default=0, help="seed of the first")
     parser.add_argument("--noisy", type=int, default=500, help="variants of the real logits")
-    parser.add_argument("--ctc-data", type=Path, help="folder of libri_logits.json and libri_labels.json")
+    shared = Path(os.environ.get("W2V_RAY_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    parser.add_argument(
+        "--ctc-data",
+        type=Path,
+        default=shared / "misc" / "ctc",
+        help="folder of libri_logits.json and libri_labels.json; without it there are no noisy variants",
+    )
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     found: dict[str, Any] = {
         "benchmark": "equality_beam",
         "fuzzed": fuzzed(arguments.first, arguments.fuzzed),
     }
-    if arguments.ctc_data:
+    if arguments.ctc_data.is_dir():
         found["noisy"] = noisy(arguments.ctc_data, arguments.noisy)
     print(json.dumps(found))
 
