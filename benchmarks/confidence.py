@@ -13,6 +13,8 @@ itself. The candidates:
     forward         probability of the word in its frames, all ways to spell it added up
     per_token       the n-th root of that for n tokens: what transcripts hold
 
+The word error rates of both are printed beside them.
+
     python benchmarks/confidence.py
 """
 
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 
 from w2v_ray import AutoModelForCTC, AutoProcessor, demo
+from w2v_ray.metrics import word_error_rate
 from w2v_ray.text import CTCLabels, Transcript, decode_greedy
 from w2v_ray.text.lm_source import find_language_model, load_language_model
 from w2v_ray.text.search import BeamSearch, SearchOptions
@@ -43,6 +46,7 @@ class Emission:
     """What the demo checkpoint makes of an utterance, as float16, and what was said."""
 
     split: str
+    source: str
     words: tuple[str, ...]
     log_probs: np.ndarray
 
@@ -61,7 +65,7 @@ def demo_emissions(data: Path) -> list[Emission]:
             inputs = processor(utterance.samples, sampling_rate=16_000, return_tensors="pt")
             with torch.inference_mode():
                 log_probs = torch.log_softmax(model(inputs["input_values"]).logits[0], -1)
-            found.append(Emission(split, utterance.words, log_probs.to(torch.float16).numpy()))
+            found.append(Emission(split, source, utterance.words, log_probs.to(torch.float16).numpy()))
     return found
 
 
@@ -148,6 +152,7 @@ def main() -> None:
     labels = CTCLabels(tokenizer, emissions[0].log_probs.shape[1])
     search = demo_search(labels)
     right: dict[str, list[bool]] = defaultdict(list)
+    texts: dict[str, list[tuple[str, str]]] = defaultdict(list)
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for emission in emissions:
         log_probs = np.maximum(emission.log_probs.astype(np.float32), MIN_LOG)
@@ -156,6 +161,8 @@ def main() -> None:
         greedy = decode_greedy(log_probs, labels=labels, characters=True)
         for decoder, transcript, n_best in (("greedy", greedy, None), ("search", found, beams)):
             key = f"{emission.split} {decoder}"
+            for name in (key, f"{key} {emission.source}"):
+                texts[name].append((" ".join(emission.words), transcript.text))
             right[key] += are_right(emission.words, [word.word for word in transcript.words])
             for row in candidates(log_probs, transcript, n_best):
                 for name, score in row.items():
@@ -167,7 +174,8 @@ def main() -> None:
     for key in ("test greedy", "test search"):
         assert areas[key]["per_token"] > areas[key]["mean_max"], areas
     counts = {key: [sum(values), len(values)] for key, values in right.items()}
-    print(json.dumps({"benchmark": "confidence", "right_of_all": counts, "auc": areas}))
+    rates = {name: round(word_error_rate(pairs), 4) for name, pairs in texts.items()}
+    print(json.dumps({"benchmark": "confidence", "right_of_all": counts, "wer": rates, "auc": areas}))
 
 
 if __name__ == "__main__":
