@@ -187,7 +187,7 @@ def test_texts_come_from_the_metadata() -> None:
     for error, named in zip(errors[2:5], ("only text", "7", "None"), strict=True):
         assert error["error_class"] == "AlignError"
         assert f"no text under 'said' but {named};" in error["message"]
-    assert "no text came with this recording; give a manifest" in errors[5]["message"]
+    assert "no text under 'said' came with this recording; add it" in errors[5]["message"]
     assert TakeText("said")(items()).num_rows == 0
 
 

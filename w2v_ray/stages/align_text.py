@@ -81,7 +81,7 @@ class TakeText:
             error = AlignError(
                 f"the manifest has no text under {self._key!r} but {found}; name the key with --text-key"
                 if values
-                else "no text came with this recording; give a manifest or a WebDataset tar that has it"
+                else f"no text under {self._key!r} came with this recording; add it to the manifest or tar"
             )
             errors.append(error_value(_STAGE, error))
         table = table.append_column(ALIGNMENT.field("text"), pa.array(texts, pa.string()))
