@@ -58,7 +58,7 @@ sanitize: setup ## the native module's tests and five minutes of hostile input u
 	$(SANITIZED) pytest tests/text -p no:cacheprovider
 	$(SANITIZED) tests/native/fuzz_beam.py --minutes 5
 
-equality: setup ## the beam search beside pyctcdecode on 2,000 random cases and 500 noisy utterances (about half an hour)
+equality: setup ## the beam search beside pyctcdecode on 2,000 random cases and 500 noisy utterances (some minutes)
 	$(BIN)/python tests/native/equality_beam.py
 
 bench: setup ## every benchmark, one after another; each prints one JSON line

@@ -82,12 +82,7 @@ def claim_output(output: str, job: Mapping[str, Json]) -> str:
         raise OutputError(f"output {output!r} holds {others[0]!r} and no plan; name a new or empty folder")
     if stores.publish(path, data, root=output, exclusive=True):
         return fingerprint
-    try:
-        found = json.loads(stores.read_bytes(path))
-        old_job, old_version = dict(found["job"]), found["schema_version"]
-    except Exception as error:
-        message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
-        raise OutputError(message) from error
+    old_job, old_version, _ = _read_record(path)
     if old_version != SCHEMA_VERSION:
         raise OutputError(
             f"output {output!r} has schema version {old_version}, this is {SCHEMA_VERSION}; name a new output"
@@ -111,13 +106,9 @@ def read_job(output: str) -> tuple[str, dict[str, Json]]:
         OutputError: It belongs to none, or to one of another version.
     """
     path = stores.join(output, "_plan", "job.json")
-    try:
-        found = json.loads(stores.read_bytes(path))
-        fingerprint, job, version = str(found["job_fingerprint"]), dict(found["job"]), found["schema_version"]
-    except Exception as error:  # each store has its own errors
-        raise OutputError(
-            f"{output!r} is not the output of a job ({stores.explain(error)}); name one that is"
-        ) from error
+    if not stores.exists(path):
+        raise OutputError(f"{output!r} is not the output of a job; name one that is")
+    job, version, fingerprint = _read_record(path)
     if version != SCHEMA_VERSION:
         raise OutputError(
             f"output {output!r} has schema version {version}, this is {SCHEMA_VERSION}; transcribe again"
@@ -145,9 +136,15 @@ def job_of(output: str) -> dict[str, Json]:
     path = stores.join(output, "_plan", "job.json")
     if not stores.exists(path):
         return {}
+    return _read_record(path)[0]
+
+
+def _read_record(path: str) -> tuple[dict[str, Json], int, str]:
+    """The settings, the schema version and the fingerprint, which other versions may lack, of a job."""
     try:
-        return dict(json.loads(stores.read_bytes(path))["job"])
-    except Exception as error:
+        found = json.loads(stores.read_bytes(path))
+        return dict(found["job"]), int(found["schema_version"]), str(found.get("job_fingerprint"))
+    except Exception as error:  # each store has its own errors
         message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
         raise OutputError(message) from error
 
