@@ -20,23 +20,26 @@ decoder_config -> errors
 config     -> decoder_config errors
 align_config -> config decoder_config errors
 hub        -> errors
-stores     -> errors
+crash_points ->
+stores     -> crash_points errors
+parts      -> errors schema stores
 audio      -> errors hub
 models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
 inference  -> audio errors hub models processors text
 inputs     -> audio errors schema stores
-plan       -> audio errors inputs schema stores
+plan       -> audio crash_points errors inputs parts schema stores
+output     -> crash_points errors parts plan schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio decoder_config errors models processors schema stores text
+stages     -> audio crash_points decoder_config errors models parts processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub plan processors stores text
 pools      -> config errors
-pipeline   -> align_config config decoding errors hub job packing plan pools progress schema stages stores
+pipeline -> align_config config decoding errors hub job packing parts plan pools progress schema stages stores
 plugin_rows -> errors packing schema stages
 plugin     -> decoder_config decoding hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages

@@ -64,7 +64,7 @@ def publish(planned: Plan, shard_id: str, *, num_rejects: int = 0) -> None:
     for index, row in enumerate(rows):
         row |= {"duration_s": row["planned_s"], "segment_index": 0, "segment_id": f"{row['recording_id']}@0"}
         row["error"] = error if index < num_rejects else None
-    columns = [*TRANSCRIPT, *(ITEM.field(name) for name in ("item_index", "byte_size", "planned_s"))]
+    columns = [*TRANSCRIPT, *(ITEM.field(name) for name in ("byte_size", "planned_s", "generation"))]
     error_field = pa.field("error", pa.struct({name: pa.string() for name in error}))
     table = pa.Table.from_pylist(rows, pa.schema([*columns, error_field]))
     WriteParquet(WriteParquetConfig(output=planned.output, job_fingerprint=planned.job_fingerprint))(table)

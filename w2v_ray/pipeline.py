@@ -28,6 +28,7 @@ from w2v_ray.decoding import reachable
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.packing import PackedStage, pack, unpack
+from w2v_ray.parts import log_probs_files
 from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
@@ -99,6 +100,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         job_fingerprint=plan.job_fingerprint,
         table="alignments" if isinstance(job, AlignConfig) else "transcripts",
         keeps_log_probs=job.keep_log_probs is not None,
+        partition_by=plan.partition_by,
     )
     task = _task(pools)
     with _bounded_retries():
@@ -133,9 +135,12 @@ def build_redecode(job: RedecodeConfig, plan: Plan, vocabulary: Vocabulary, pool
         decoder=reachable(job.decoder()),
         num_threads=pools.decoder_threads,
     )
-    write = WriteParquetConfig(output=job.output, job_fingerprint=plan.job_fingerprint)
+    write = WriteParquetConfig(
+        output=job.output, job_fingerprint=plan.job_fingerprint, partition_by=plan.partition_by
+    )
     with _bounded_retries():
-        ds: Dataset = ray.data.from_blocks([pa.table({"shard_id": [shard]}) for shard in plan.pending])
+        kept = log_probs_files(job.source, plan.pending)
+        ds: Dataset = ray.data.from_blocks([pa.table({"log_probs_file": [name]}) for name in kept])
         ds = ds.map_batches(ReadLogProbs(read), batch_size=1, **_task(pools))
         return _decoded_and_written(ds, text, write, pools, keep=None)
 

@@ -34,7 +34,7 @@ __all__ = [
     "error_value",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
@@ -70,6 +70,7 @@ WORD = _span("word", "the word")
 CHARACTER = _span("char", "the character, or what else a token of the vocabulary spells")
 
 _SHARD = _column("shard_id", pa.string(), "the shard that carries the item")
+_ITEM_INDEX = _column("item_index", pa.int32(), "position of the item in its shard")
 _RECORDING = _column("recording_id", pa.string(), "unique and stable name of the recording")
 _URI = _column("uri", pa.string(), "where the bytes are: a path or an fsspec URL")
 _METADATA = _column("metadata", pa.string(), "JSON object: what the input's manifest said besides")
@@ -79,7 +80,7 @@ _ERROR = _column("error", ERROR, "null unless the item failed; later stages pass
 ITEM = pa.schema(
     [
         _SHARD,
-        _column("item_index", pa.int32(), "position of the item in its shard"),
+        _ITEM_INDEX,
         _RECORDING,
         _URI,
         _column("byte_offset", pa.int64(), "first byte in the file; null: the whole file", "bytes"),
@@ -92,6 +93,7 @@ ITEM = pa.schema(
         _column("planned_s", pa.float64(), "length as planned, from the header or the size", "s"),
         _column("fingerprint", pa.string(), "hash of id, uri, byte range, time range, size, version"),
         _METADATA,
+        _column("generation", pa.int32(), "1, and more each time the item is planned again"),
     ]
 )
 
@@ -133,6 +135,7 @@ KEPT = [
 TRANSCRIPT = pa.schema(
     [
         _SHARD,
+        _ITEM_INDEX,
         _RECORDING,
         SEGMENT[0],
         SEGMENT[1],
@@ -162,9 +165,9 @@ DECODED_TEXT = ("text", "confidence", "words", "characters", "logit_score", "lm_
 LOG_PROBS = pa.schema(
     [
         *(field for field in TRANSCRIPT if field.name not in DECODED_TEXT),
-        ITEM.field("item_index"),
         ITEM.field("byte_size"),
         ITEM.field("planned_s"),
+        ITEM.field("generation"),
         _ERROR,
         *KEPT,
     ],
@@ -192,6 +195,7 @@ ALIGNED_CHARACTER = _aligned("char")
 ALIGNMENT = pa.schema(
     [
         _SHARD,
+        _ITEM_INDEX,
         _RECORDING,
         _URI,
         _column("start_s", pa.float64(), "start of the item in the recording", "s"),
@@ -219,6 +223,7 @@ TABLES = {"transcripts": TRANSCRIPT, "alignments": ALIGNMENT}
 REJECT = pa.schema(
     [
         _SHARD,
+        _ITEM_INDEX,
         _RECORDING,
         _column("segment_id", pa.string(), "null where the item failed before it was segmented"),
         _URI,
@@ -229,7 +234,7 @@ REJECT = pa.schema(
         _column("stage", pa.string(), "the stage that failed"),
         _column("error_class", pa.string(), "a class of w2v_ray.errors"),
         _column("message", pa.string(), "one sentence"),
-        _column("attempt", pa.int32(), "which try of the shard this was, from 1"),
+        _column("attempt", pa.int32(), "which try of the item this was: its generation"),
         _METADATA,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},

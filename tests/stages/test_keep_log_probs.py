@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from w2v_ray.errors import OutputError, ReadError
+from w2v_ray.parts import log_probs_files
 from w2v_ray.schema import DECODED_TEXT, ENCODED, ERROR, ITEM, KEPT, LOG_PROBS, TRANSCRIPT, error_value
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
@@ -54,9 +55,10 @@ def encoded(num_rows: int) -> pa.Table:
         )
     failed = error_value("read_audio", ReadError("gone"))
     rows.append({"shard_id": "abc123", "item_index": num_rows, "recording_id": "x", "error": failed})
+    rows = [row | {"generation": 1} for row in rows]
     names = [*(name for name in TRANSCRIPT.names if name not in (*DECODED_TEXT, "num_frames"))]
     fields = [TRANSCRIPT.field(name) for name in names]
-    fields += [ITEM.field(name) for name in ("item_index", "byte_size", "planned_s")]
+    fields += [ITEM.field(name) for name in ("byte_size", "planned_s", "generation")]
     return pa.Table.from_pylist(rows, pa.schema([*fields, *ENCODED, pa.field("error", ERROR)]))
 
 
@@ -70,7 +72,13 @@ def publish(output: Path, tokenizer: Wav2Vec2CTCTokenizer, *, count: int) -> pa.
 
 def read(output: Path, tokenizer: Wav2Vec2CTCTokenizer, job: str = "job1") -> pa.Table:
     config = ReadLogProbsConfig(source=str(output), job_fingerprint=job, tokenizer=tokenizer)
-    return ReadLogProbs(config)(pa.table({"shard_id": ["abc123"]}))
+    return ReadLogProbs(config)(pa.table({"log_probs_file": [kept_file(output)]}))
+
+
+def kept_file(output: Path) -> str:
+    """The file that the shard's rows name, as decoding again finds it."""
+    (name,) = log_probs_files(str(output), ["abc123"])
+    return name
 
 
 def test_what_is_read_back_decodes_to_the_same(tmp_path: Path, tokenizer: Wav2Vec2CTCTokenizer) -> None:
@@ -109,9 +117,9 @@ def test_files_that_are_gone_or_of_another_job_are_refused(
     publish(tmp_path / "out", tokenizer, count=4)
     with pytest.raises(OutputError, match="is of job job1, expected job2"):
         read(tmp_path / "out", tokenizer, "job2")
-    file = tmp_path / "out" / "log_probs" / "part-abc123.parquet"
+    file = tmp_path / "out" / kept_file(tmp_path / "out")
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(OutputError, match=r"part-abc123\.parquet' cannot be read"):
+    with pytest.raises(OutputError, match=r"part-abc123-\w+\.parquet' cannot be read"):
         read(tmp_path / "out", tokenizer)
     file.unlink()
     with pytest.raises(OutputError, match="delete that shard's transcripts and run the job"):

@@ -16,10 +16,11 @@ import pytest
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, OutputError
-from w2v_ray.schema import ERROR, ITEM, REJECT, TRANSCRIPT
+from w2v_ray.parts import content_sha256
+from w2v_ray.schema import ERROR, ITEM, REJECT, SCHEMA_VERSION, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
-KEPT = [ITEM.field(name) for name in ("item_index", "byte_size", "planned_s")]
+KEPT = [ITEM.field(name) for name in ("byte_size", "planned_s", "generation")]
 SCHEMA = pa.schema([*TRANSCRIPT, *KEPT, pa.field("error", ERROR)])
 NO = {"stage": "decode_audio", "error_class": "DecodeError", "message": "no audio"}
 
@@ -33,6 +34,7 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
         "item_index": item,
         "byte_size": 1000 + item,
         "planned_s": 60.0,
+        "generation": 2,
         "metadata": '{"speaker": "x"}',
     }
     if index is None:
@@ -77,6 +79,12 @@ def write(output: str | Path, rows: list[dict[str, Any]] = ROWS, fingerprint: st
     return summary
 
 
+def rejects_of(output: Path) -> Path:
+    """The rejects of the shard: the file that its rows name."""
+    record = json.loads(footer(output / "transcripts" / "part-abc123.parquet")["w2v_ray.shard"])
+    return output / str(record["rejects_file"])
+
+
 def footer(path: Path) -> dict[str, Any]:
     metadata = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
     return {key: value for key, value in metadata.items() if key.startswith("w2v_ray.")}
@@ -100,11 +108,12 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
     assert rows["segment_id"].to_pylist() == ["/r0.wav@0", "/r0.wav@1", "/r2.wav@0", "/r3.wav@0"]
     expected = {name: value for name, value in ROWS[0].items() if name in TRANSCRIPT.names}
     assert rows.to_pylist()[0] == expected
-    rejects = pq.read_table(tmp_path / "out" / "rejects" / "part-abc123.parquet")
+    rejects = pq.read_table(rejects_of(tmp_path / "out"))
     assert rejects.schema.equals(REJECT)
     assert rejects.to_pylist() == [
         {
             "shard_id": "abc123",
+            "item_index": 1,
             "recording_id": "/r1.wav",
             "segment_id": None,
             "uri": "/r1.wav",
@@ -115,11 +124,12 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "stage": "decode_audio",
             "error_class": "DecodeError",
             "message": "no audio",
-            "attempt": 1,
+            "attempt": 2,
             "metadata": '{"speaker": "x"}',
         },
         {
             "shard_id": "abc123",
+            "item_index": 2,
             "recording_id": "/r2.wav",
             "segment_id": "/r2.wav@1",
             "uri": "/r2.wav",
@@ -130,7 +140,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "stage": "encode",
             "error_class": "EncodeError",
             "message": "failed",
-            "attempt": 1,
+            "attempt": 2,
             "metadata": '{"speaker": "x"}',
         },
     ]
@@ -139,11 +149,14 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
 def test_the_footer_is_a_record_that_can_be_checked(tmp_path: Path) -> None:
     summary = write(tmp_path)
     found = footer(tmp_path / "transcripts" / "part-abc123.parquet")
-    assert found["w2v_ray.schema_version"] == "2"
+    assert found["w2v_ray.schema_version"] == str(SCHEMA_VERSION)
     assert found["w2v_ray.job_fingerprint"] == "job1"
     record = json.loads(found["w2v_ray.shard"])
-    rejects = (tmp_path / "rejects" / "part-abc123.parquet").read_bytes()
-    assert record.pop("rejects_sha256") == hashlib.sha256(rejects).hexdigest()
+    sha256 = hashlib.sha256(rejects_of(tmp_path).read_bytes()).hexdigest()
+    assert record.pop("rejects_sha256") == sha256
+    assert record.pop("rejects_file") == f"rejects/part-abc123-{sha256[:12]}.parquet"
+    rows = pq.read_table(tmp_path / "transcripts" / "part-abc123.parquet")
+    assert record.pop("rows_sha256") == content_sha256(rows)
     assert record == summary | {"rejects_by_reason": {"DecodeError": 1, "EncodeError": 1}}
 
 
@@ -163,9 +176,11 @@ def test_the_order_of_the_rows_does_not_depend_on_how_they_come(tmp_path: Path) 
     shuffled = list(ROWS)
     random.Random(3).shuffle(shuffled)
     write(tmp_path / "other", shuffled)
-    for name in ("transcripts", "rejects"):
-        paths = [tmp_path / folder / name / "part-abc123.parquet" for folder in ("one", "other")]
-        assert paths[0].read_bytes() == paths[1].read_bytes()
+    paths = [tmp_path / folder / "transcripts" / "part-abc123.parquet" for folder in ("one", "other")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    rejects = [rejects_of(tmp_path / folder) for folder in ("one", "other")]
+    assert rejects[0].name == rejects[1].name
+    assert rejects[0].read_bytes() == rejects[1].read_bytes()
 
 
 def test_columns_may_come_in_other_types_and_more_of_them(tmp_path: Path) -> None:
@@ -186,15 +201,40 @@ def test_a_shard_without_rows_is_published_all_the_same(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "transcripts").num_rows == 0
 
 
-def test_a_shard_without_rejects_has_no_rejects_file(tmp_path: Path) -> None:
-    stale = tmp_path / "rejects" / "part-abc123.parquet"
-    stale.parent.mkdir()
-    stale.write_bytes(b"of an attempt that died before it published its rows")
+def test_a_shard_without_rejects_names_no_rejects_file(tmp_path: Path) -> None:
     summary = write(tmp_path, [segment(0, 0)])
     assert (summary["num_rejects"], summary["rejected_s"], summary["rejects_by_reason"]) == (0, 0.0, "{}")
-    assert not stale.exists()
     record = json.loads(footer(tmp_path / "transcripts" / "part-abc123.parquet")["w2v_ray.shard"])
     assert record["num_rejects"] == 0
+    assert "rejects_file" not in record
+    assert not (tmp_path / "rejects").exists()
+
+
+def test_the_first_writer_wins_and_a_slower_one_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stores.publish
+    faster = [[segment(0, 0), segment(1, None, error=NO | {"message": "another"})]]
+
+    def publish(path: str, data: bytes, **options: Any) -> bool:
+        if "transcripts" in path and faster:
+            write(tmp_path, faster.pop())
+        return real(path, data, **options)
+
+    monkeypatch.setattr(stores, "publish", publish)
+    summary = write(tmp_path)
+    assert (summary["num_items"], summary["num_rows"], summary["num_rejects"]) == (2, 1, 1)
+    assert pq.read_table(tmp_path / "transcripts").num_rows == 1
+    assert [path.name for path in (tmp_path / "rejects").iterdir()] == [rejects_of(tmp_path).name]
+    assert pq.read_table(tmp_path / "rejects")["message"].to_pylist() == ["another"]
+
+
+def test_rows_go_to_the_folder_of_their_partition(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS, SCHEMA)
+    config = {"output": str(tmp_path), "job_fingerprint": "job1"}
+    for key, folder in [("speaker", "speaker=x"), ("a/b", "a%2Fb=__HIVE_DEFAULT_PARTITION__")]:
+        WriteParquet(WriteParquetConfig(**config, partition_by=key))(table)
+        assert (tmp_path / "transcripts" / folder / "part-abc123.parquet").exists()
 
 
 def test_a_published_shard_is_left_as_it_is(tmp_path: Path) -> None:
@@ -242,12 +282,10 @@ def test_writers_at_once_leave_one_shard(tmp_path: Path) -> None:
 
 def test_stores_take_shards_like_folders(s3: str, tmp_path: Path) -> None:
     assert write(f"{s3}/out") == write(tmp_path / "out")
-    for name in ("transcripts", "rejects"):
-        data = stores.read_bytes(f"{s3}/out/{name}/part-abc123.parquet")
-        assert data == (tmp_path / "out" / name / "part-abc123.parquet").read_bytes()
-    stores.remove(f"{s3}/out/transcripts/part-abc123.parquet")
-    write(f"{s3}/out", [segment(0, 0)])
-    assert not stores.exists(f"{s3}/out/rejects/part-abc123.parquet")
+    rejects = f"rejects/{rejects_of(tmp_path / 'out').name}"
+    for name in ("transcripts/part-abc123.parquet", rejects):
+        assert stores.read_bytes(f"{s3}/out/{name}") == (tmp_path / "out" / name).read_bytes()
+    assert write(f"{s3}/out", [segment(0, 0)])["num_rows"] == 4
 
 
 def test_outputs_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Planning: lists the inputs, drops what is planned already, and writes the rest down as shards.
 
-A recording that is planned and has changed since is refused, as rows of both would mix.
+A recording that is planned and has changed since is refused, or planned again as a new generation whose rows
+take the place of its old ones.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from w2v_ray import stores
+from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import InputError, OutputError
 from w2v_ray.inputs import Entry, list_inputs
+from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
+from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
 from w2v_ray.plan.shards import long_seconds, make_items, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "last_generations", "make_plan", "partition_key", "plan_of", "with_generation"]
 
 _CHUNK = 16_384
 _FINGERPRINT_CHARACTERS = 24
@@ -40,6 +44,8 @@ class Plan:
     """Folder or URL, absolute."""
     job_fingerprint: str
     """Hash of the settings that decide what the rows are."""
+    partition_by: str | None
+    """The key of the metadata by which the table is partitioned; None: it is not."""
     items: pa.Table
     """Every planned item, in the schema ITEM, shard after shard."""
     shard_seconds: Mapping[str, float]
@@ -48,6 +54,8 @@ class Plan:
     """The shards that are not published, in the order of the plan."""
     num_new: int
     """Items that this run planned."""
+    num_changed: int
+    """Of these, the ones that take the place of earlier items."""
     num_duplicates: int
     """Recordings that the inputs named more than once, each time counted but the first."""
     skipped: Mapping[str, int]
@@ -55,8 +63,8 @@ class Plan:
 
     @property
     def num_items(self) -> int:
-        """Recordings, or time ranges of one."""
-        return int(self.items.num_rows)
+        """Recordings, or time ranges of one; what a later generation has taken the place of is left out."""
+        return int(pc.sum(newest_items(self.items)).as_py() or 0)
 
     @property
     def num_shards(self) -> int:
@@ -98,6 +106,7 @@ def make_plan(
     shard_seconds: float,
     job: Mapping[str, records.Json],
     cut_long: bool = True,
+    on_change: str = "refuse",
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -107,43 +116,78 @@ def make_plan(
         shard_seconds: Seconds of audio in a shard.
         job: The settings that decide what the rows are; an output keeps to them.
         cut_long: Whether a recording that is longer than a shard becomes several items.
+        on_change: ``refuse`` recordings that have changed since they were planned, or plan them ``new``.
 
     Raises:
         InputError: An input does not exist or holds no audio, or two recordings have one id.
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
-            changed since.
+            changed since, unless ``on_change`` is ``new``.
     """
     stores.check_writable(output)
     output = stores.canonical(output)
-    job_fingerprint = records.claim_output(output, job)
+    records.claim_output(output, job)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     listed = _listed(inputs, skipped, _tars(planned))
     kept = _first_of_each(listed)
-    new = _unplanned(kept, planned, output)
-    items = planned.slice(0, 0)
-    if new.num_rows:
+    crash_point("plan.ready")
+    while True:
+        new = _unplanned(kept, planned, output, on_change)
+        if not new.num_rows:
+            items = planned.slice(0, 0)
+            break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-        items = make_items(new, shard_seconds, cut_long=cut_long)
-        while items.num_rows and not records.publish_plan(output, items, num_plans + 1):
-            planned, num_plans = records.read_plans(output)  # a faster run took that number
-            new = _unplanned(new, planned, output)
-            items = make_items(new, shard_seconds, cut_long=cut_long)
-    everything = pa.concat_tables([planned, items])
-    published = records.published_shards(output, records.table_of(job))
+        key = partition_key(job)
+        items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
+        if records.publish_plan(output, items, num_plans + 1):
+            break
+        planned, num_plans = records.read_plans(output)  # a faster run took that number
+    return plan_of(
+        output,
+        job,
+        pa.concat_tables([planned, items]),
+        num_new=items.num_rows,
+        num_changed=pc.sum(pc.greater(items.column("generation"), 1)).as_py() or 0,
+        num_duplicates=listed.num_rows - kept.num_rows,
+        skipped=skipped,
+    )
+
+
+def partition_key(job: Mapping[str, records.Json]) -> str | None:
+    """The key of the metadata by which the output of a job with these settings is partitioned."""
+    key = job.get("partition_by")
+    return None if key is None else str(key)
+
+
+def plan_of(
+    output: str,
+    job: Mapping[str, records.Json],
+    items: pa.Table,
+    *,
+    num_new: int,
+    num_changed: int = 0,
+    num_duplicates: int = 0,
+    skipped: Mapping[str, int] | None = None,
+) -> Plan:
+    """All that is planned, beside what of it is published."""
+    published = list_parts(output, records.table_of(job)).files
+    wanted = set(pc.unique(items.filter(newest_items(items)).column("shard_id")).to_pylist())
     seconds = {
-        shard_id: pc.sum(everything.column("planned_s").slice(begin, size)).as_py()
-        for shard_id, begin, size in shard_bounds(everything)
+        shard_id: pc.sum(items.column("planned_s").slice(begin, size)).as_py()
+        for shard_id, begin, size in shard_bounds(items)
+        if shard_id in wanted or shard_id in published
     }
     return Plan(
         output=output,
-        job_fingerprint=job_fingerprint,
-        items=everything,
+        job_fingerprint=records.read_job(output)[0],
+        partition_by=partition_key(job),
+        items=items,
         shard_seconds=seconds,
         pending=tuple(shard_id for shard_id in seconds if shard_id not in published),
-        num_new=items.num_rows,
-        num_duplicates=listed.num_rows - kept.num_rows,
-        skipped=dict(skipped),
+        num_new=num_new,
+        num_changed=num_changed,
+        num_duplicates=num_duplicates,
+        skipped=dict(skipped or {}),
     )
 
 
@@ -193,25 +237,47 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
     return listed.take(pa.array(sorted(firsts.column("row_min").to_pylist()), pa.int64()))
 
 
-def _unplanned(listed: pa.Table, planned: pa.Table, output: str) -> pa.Table:
-    """The entries that no plan holds."""
+def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str) -> pa.Table:
+    """The entries that no plan holds as they are, with the generation that each is to be."""
     if not planned.num_rows:
-        return listed
-    known = pc.utf8_slice_codeunits(planned.column("fingerprint"), 0, _FINGERPRINT_CHARACTERS)
+        return with_generation(listed, [1] * listed.num_rows)
+    newest = planned.filter(newest_items(planned))
+    known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, _FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
-    if not new.num_rows:
-        return new
     ids = planned.column("recording_id").combine_chunks()
-    changed = new.filter(pc.is_in(new.column("recording_id"), value_set=ids))
-    if changed.num_rows:
+    is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
+    changed = new.filter(is_changed)
+    if not changed.num_rows:
+        return with_generation(new, [1] * new.num_rows)
+    if on_change == "refuse":
         row = changed.slice(0, 1).to_pylist()[0]
-        before = planned.filter(pc.equal(planned.column("recording_id"), row["recording_id"]))
+        before = newest.filter(pc.equal(newest.column("recording_id"), row["recording_id"]))
         more = f" (and {changed.num_rows - 1} more)" if changed.num_rows > 1 else ""
         raise OutputError(
             f"{row['uri']!r} has changed since it was planned in {output!r}: "
-            f"{_difference(before.slice(0, 1).to_pylist()[0], row)}{more}; name a new --output"
+            f"{_difference(before.slice(0, 1).to_pylist()[0], row)}{more}; plan what changed anew with "
+            "--on-change new, or name a new --output"
         )
-    return new
+    last = last_generations(planned, changed.column("recording_id"))
+    return with_generation(new, [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()])
+
+
+def last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
+    """The highest generation that each of these recordings is planned as."""
+    found = planned.filter(pc.is_in(planned.column("recording_id"), value_set=pc.unique(recording_ids)))
+    found = found.group_by("recording_id").aggregate([("generation", "max")])
+    return dict(
+        zip(found.column("recording_id").to_pylist(), found.column("generation_max").to_pylist(), strict=True)
+    )
+
+
+def with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
+    """The entries with their generations, and with the fingerprints of their editions."""
+    if max(generations, default=1) > 1:
+        pairs = zip(entries.column("fingerprint").to_pylist(), generations, strict=True)
+        names = pa.array([fingerprint_of_edition(*pair) for pair in pairs], pa.string())
+        entries = entries.set_column(entries.column_names.index("fingerprint"), "fingerprint", names)
+    return entries.append_column("generation", pa.array(generations, pa.int32()))
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

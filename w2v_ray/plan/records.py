@@ -1,4 +1,4 @@
-"""What a job leaves in its output besides rows: plan files, ``job.json``, and the names that are published.
+"""What a job leaves in its output besides rows: plan files and ``job.json``.
 
 Plan files are numbered and each is written once, by whoever comes first; nothing here is ever changed.
 """
@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2v_ray import stores
+from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
-__all__ = ["claim_output", "job_of", "publish_plan", "published_shards", "read_job", "read_plans", "table_of"]
+__all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "table_of"]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
-_PART_NAME = re.compile(r"part-([0-9a-f]+)\.parquet")
 _THREADS = 8
 
 Json = str | int | float | bool | None
@@ -63,7 +63,9 @@ def publish_plan(output: str, items: pa.Table, number: int) -> bool:
     sink = pa.BufferOutputStream()
     pq.write_table(items, sink, compression="zstd", write_page_checksum=True)
     path = stores.join(output, "_plan", _plan_name(number))
-    return stores.publish(path, sink.getvalue().to_pybytes(), root=output, exclusive=True)
+    is_written = stores.publish(path, sink.getvalue().to_pybytes(), root=output, exclusive=True)
+    crash_point("plan.done")
+    return is_written
 
 
 def claim_output(output: str, job: Mapping[str, Json]) -> str:
@@ -81,6 +83,7 @@ def claim_output(output: str, job: Mapping[str, Json]) -> str:
     if others and not stores.exists(path):
         raise OutputError(f"output {output!r} holds {others[0]!r} and no plan; name a new or empty folder")
     if stores.publish(path, data, root=output, exclusive=True):
+        crash_point("plan.claimed")
         return fingerprint
     old_job, old_version, _ = _read_record(path)
     if old_version != SCHEMA_VERSION:
@@ -114,12 +117,6 @@ def read_job(output: str) -> tuple[str, dict[str, Json]]:
             f"output {output!r} has schema version {version}, this is {SCHEMA_VERSION}; transcribe again"
         )
     return fingerprint, job
-
-
-def published_shards(output: str, table: str) -> set[str]:
-    """The ids of the shards whose rows are there."""
-    matches = map(_PART_NAME.fullmatch, stores.list_names(stores.join(output, table)))
-    return {match[1] for match in matches if match}
 
 
 def table_of(job: Mapping[str, Json]) -> str:

@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
+from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
-from w2v_ray.plan.planning import Plan
-from w2v_ray.plan.shards import shard_bounds
+from w2v_ray.plan.planning import Plan, partition_key, plan_of
 
 __all__ = ["make_redecode_plan"]
 
@@ -36,32 +36,20 @@ def make_redecode_plan(source: str, output: str, *, job: Mapping[str, records.Js
             f"{source!r} holds no log-probabilities; transcribe into a new output with --keep-log-probs"
         )
     items, _ = records.read_plans(source)
-    ready = records.published_shards(source, "transcripts")
+    ready = list_parts(source, "transcripts").files
     items = items.filter(pc.is_in(items.column("shard_id"), value_set=pa.array(sorted(ready), pa.string())))
     if not items.num_rows:
         raise OutputError(f"{source!r} has no published shards yet; wait for its job, or run it again")
-    fingerprint = records.claim_output(output, dict(job) | {"redecodes": source_fingerprint})
+    job = dict(job) | {"redecodes": source_fingerprint}
+    if (key := partition_key(source_job)) is not None:
+        job["partition_by"] = key
+    records.claim_output(output, job)
     planned, num_plans = records.read_plans(output)
     new = _unplanned(items, planned)
     while new.num_rows and not records.publish_plan(output, new, num_plans + 1):
         planned, num_plans = records.read_plans(output)  # a faster run took that number
         new = _unplanned(items, planned)
-    everything = pa.concat_tables([planned, new])
-    published = records.published_shards(output, "transcripts")
-    seconds = {
-        shard_id: pc.sum(everything.column("planned_s").slice(begin, size)).as_py()
-        for shard_id, begin, size in shard_bounds(everything)
-    }
-    return Plan(
-        output=output,
-        job_fingerprint=fingerprint,
-        items=everything,
-        shard_seconds=seconds,
-        pending=tuple(shard_id for shard_id in seconds if shard_id not in published),
-        num_new=new.num_rows,
-        num_duplicates=0,
-        skipped={},
-    )
+    return plan_of(output, job, pa.concat_tables([planned, new]), num_new=new.num_rows)
 
 
 def _unplanned(items: pa.Table, planned: pa.Table) -> pa.Table:

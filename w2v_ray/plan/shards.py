@@ -6,15 +6,17 @@ All of it is a function of the entries and ``shard_seconds`` alone, so that whoe
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from w2v_ray.parts import partition_folder
 from w2v_ray.schema import ITEM
 
-__all__ = ["group", "long_seconds", "make_items", "shard_bounds", "time_ranges"]
+__all__ = ["group", "long_seconds", "make_items", "make_shards", "shard_bounds", "time_ranges"]
 
 _LONG = 1.5  # ranges: a recording up to this length is not cut
 _MIN_LAST = 1 / 3  # of a range: a shorter rest stays with the range before it
@@ -69,34 +71,62 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
     return [*ends, len(planned_s)] if planned_s else []
 
 
-def make_items(entries: pa.Table, shard_seconds: float, *, cut_long: bool = True) -> pa.Table:
+def make_items(
+    entries: pa.Table, shard_seconds: float, *, cut_long: bool = True, partition_by: str | None = None
+) -> pa.Table:
     """The rows of a plan.
 
     Args:
-        entries: Rows with the fields of `Entry` and ``fingerprint``; ``duration_s`` without nulls.
+        entries: Rows with the fields of `Entry`, ``fingerprint`` and ``generation``; ``duration_s`` without
+            nulls.
         shard_seconds: Of audio in a shard.
         cut_long: Whether long recordings are cut into time ranges; else each is one item.
+        partition_by: The key of the metadata whose value all items of a shard have in common.
 
     Returns:
         A table of the schema ITEM, shard after shard.
     """
-    items = _cut(entries, shard_seconds if cut_long else math.inf)
+    return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, partition_by)
+
+
+def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None = None) -> pa.Table:
+    """Items that are cut already, in shards of their own; arguments and result as of `make_items`."""
+    sizes = [items.num_rows]
+    if partition_by is not None:
+        items, sizes = _partitioned(items, partition_by)
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
-    sizes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
-    num_bytes = pc.if_else(is_whole, sizes, 0).to_pylist()
-    fingerprints = items.column("fingerprint").to_pylist()
+    num_bytes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
+    weights = pc.if_else(is_whole, num_bytes, 0).to_pylist()
+    seconds = items.column("planned_s").to_pylist()
+    names = list(
+        map("{}~{}".format, items.column("fingerprint").to_pylist(), items.column("generation").to_pylist())
+    )
     shard_ids: list[str] = []
     indices: list[int] = []
-    begin = 0
-    for end in group(items.column("planned_s").to_pylist(), num_bytes, shard_seconds):
-        shard_id = hashlib.sha256("\n".join(fingerprints[begin:end]).encode()).hexdigest()[:20]
-        shard_ids += [shard_id] * (end - begin)
-        indices += range(end - begin)
-        begin = end
+    first = 0
+    for size in sizes:
+        begin, last = first, first + size
+        for end in group(seconds[first:last], weights[first:last], shard_seconds):
+            end += first
+            shard_id = hashlib.sha256("\n".join(names[begin:end]).encode()).hexdigest()[:20]
+            shard_ids += [shard_id] * (end - begin)
+            indices += range(end - begin)
+            begin = end
+        first = last
     columns = {"shard_id": pa.array(shard_ids, pa.string()), "item_index": pa.array(indices, pa.int32())}
     return pa.table(
         [columns[name] if name in columns else items.column(name) for name in ITEM.names], schema=ITEM
     )
+
+
+def _partitioned(items: pa.Table, key: str) -> tuple[pa.Table, list[int]]:
+    """The items by their value of a key, values in the order they come in, and how many have each."""
+    rows: dict[str, list[int]] = {}
+    for row, metadata in enumerate(items.column("metadata").to_pylist()):
+        value = json.loads(metadata).get(key) if metadata else None
+        rows.setdefault(partition_folder(key, value), []).append(row)
+    order = [row for found in rows.values() for row in found]
+    return items.take(pa.array(order, pa.int64())), [len(found) for found in rows.values()]
 
 
 def shard_bounds(items: pa.Table) -> Iterator[tuple[str, int, int]]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError, W2vRayError
-from w2v_ray.plan.records import job_of, published_shards, read_plans, table_of
+from w2v_ray.parts import list_parts, read_footer, read_rejects, read_shards
+from w2v_ray.plan.generations import newest_items
+from w2v_ray.plan.records import job_of, read_plans, table_of
+from w2v_ray.plan.shards import shard_bounds
 
 __all__ = ["Status", "status"]
 
 _THREADS = 16
-_FOOTER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,8 @@ class Status:
     """Of these, the ones in published shards."""
     num_items_rejected: int
     """Of those, the ones rejected in whole or in part."""
+    num_items_superseded: int
+    """Planned items that count no more, as a later generation has taken their place."""
     num_shards: int
     num_shards_done: int
     num_shards_pending: int
@@ -63,9 +68,10 @@ def status(output: str) -> Status:
     if (reason := stores.refusal(output)) is not None:
         raise OutputError(f"output {output!r} {reason}")
     try:
-        plan, _ = read_plans(output, ["shard_id", "planned_s"])
+        columns = ["shard_id", "item_index", "recording_id", "planned_s", "fingerprint", "generation"]
+        plan, _ = read_plans(output, columns)
         table = table_of(job_of(output))
-        published = published_shards(output, table)
+        files = list_parts(output, table).files
     except W2vRayError:
         raise
     except Exception as error:  # each store has its own errors
@@ -73,22 +79,43 @@ def status(output: str) -> Status:
         raise OutputError(message) from error
     if not plan.num_rows:
         raise OutputError(f"output {output!r} holds no plan; name the output of a job that has started")
-    shards = plan.group_by("shard_id").aggregate([("planned_s", "sum"), ("shard_id", "count")]).to_pylist()
-    done = [shard["shard_id"] for shard in shards if shard["shard_id"] in published]
+    newest = plan.filter(newest_items(plan))
+    shards = newest.group_by("shard_id").aggregate([("planned_s", "sum"), ("shard_id", "count")]).to_pylist()
+    done = [shard for shard in shards if shard["shard_id"] in files]
+    pending = [shard for shard in shards if shard["shard_id"] not in files]
+    footers: dict[str, dict[str, Any]] = {}
+    paths = sorted({files[shard["shard_id"]] for shard in done})
     with ThreadPoolExecutor(_THREADS) as pool:
-        summaries = list(pool.map(lambda shard_id: _summary(output, table, shard_id), done))
+        read = pool.map(lambda name: read_footer(stores.join(output, table, name)), paths)
+        for footer in read:
+            footers.update(footer.shards)
+        summaries = [footers[shard["shard_id"]] for shard in done]
+        if newest.num_rows < plan.num_rows:  # some shards hold items that count no more
+            sizes = dict(zip((s["shard_id"] for s in done), (s["shard_id_count"] for s in done), strict=True))
+            kept = {
+                shard_id: part.column("item_index").to_pylist()
+                for shard_id, part in _by_shard(
+                    newest, [s for s in sizes if footers[s]["num_items"] != sizes[s]]
+                )
+            }
+            summaries = list(
+                pool.map(
+                    lambda found: _counted(output, table, files, found, kept.get(found["shard_id"])),
+                    summaries,
+                )
+            )
     reasons: Counter[str] = Counter()
     for summary in summaries:
         reasons.update(summary["rejects_by_reason"])
-    pending = [shard for shard in shards if shard["shard_id"] not in published]
     return Status(
-        num_items=plan.num_rows,
-        num_items_done=plan.num_rows - sum(shard["shard_id_count"] for shard in pending),
+        num_items=newest.num_rows,
+        num_items_done=newest.num_rows - sum(shard["shard_id_count"] for shard in pending),
         num_items_rejected=sum(summary["num_items_rejected"] for summary in summaries),
+        num_items_superseded=plan.num_rows - newest.num_rows,
         num_shards=len(shards),
         num_shards_done=len(done),
         num_shards_pending=len(pending),
-        planned_s=pc.sum(plan.column("planned_s")).as_py(),
+        planned_s=pc.sum(newest.column("planned_s")).as_py(),
         done_s=float(sum(summary["audio_s"] for summary in summaries)),
         pending_s=float(sum(shard["planned_s_sum"] for shard in pending)),
         rejected_s=float(sum(summary["rejected_s"] for summary in summaries)),
@@ -98,13 +125,30 @@ def status(output: str) -> Status:
     )
 
 
-def _summary(output: str, table: str, shard_id: str) -> dict[str, Any]:
-    path = stores.join(output, table, f"part-{shard_id}.parquet")
-    try:
-        with stores.open_range(path, None, None, block_bytes=_FOOTER_BYTES) as file:
-            summary = json.loads(pq.read_metadata(file).metadata[b"w2v_ray.shard"])
-    except Exception as error:  # each store has its own errors, and Arrow and JSON theirs
-        message = f"{path!r} is no part of this output ({stores.explain(error)}); delete it and run again"
-        raise OutputError(message) from error
-    assert isinstance(summary, dict)
-    return summary
+def _by_shard(items: pa.Table, shard_ids: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    wanted = items.filter(pc.is_in(items.column("shard_id"), value_set=pa.array(shard_ids, pa.string())))
+    for shard_id, begin, size in shard_bounds(wanted):
+        yield shard_id, wanted.slice(begin, size)
+
+
+def _counted(
+    output: str, table: str, files: Mapping[str, str], summary: dict[str, Any], kept: list[int] | None
+) -> dict[str, Any]:
+    """The summary of a shard, counted again for the items that are kept; None: all are."""
+    if kept is None:
+        return summary
+    items = pa.array(kept, pa.int32())
+    columns = ["item_index", "duration_s"]
+    (rows,) = read_shards(output, table, files[summary["shard_id"]], [summary], columns)
+    rejects = read_rejects(output, summary)
+    rows, rejects = (
+        found.filter(pc.is_in(found.column("item_index"), value_set=items)) for found in (rows, rejects)
+    )
+    return {
+        "audio_s": pc.sum(rows.column("duration_s")).as_py() or 0.0,
+        "rejected_s": pc.sum(rejects.column("planned_s")).as_py() or 0.0,
+        "num_rows": rows.num_rows,
+        "num_rejects": rejects.num_rows,
+        "num_items_rejected": pc.count_distinct(rejects.column("item_index")).as_py(),
+        "rejects_by_reason": Counter(rejects.column("error_class").to_pylist()),
+    }

@@ -62,7 +62,7 @@ class ReadLogProbsConfig:
 
 
 class ReadLogProbs:
-    """Turns a table with the ``shard_id`` of a shard into the encoded segments that were kept of it.
+    """Turns a table with the ``log_probs_file`` of a shard into the encoded segments that were kept of it.
 
     Raises:
         OutputError: Nothing was kept of the shard, or it is of another job.
@@ -74,7 +74,7 @@ class ReadLogProbs:
         self._labels = _LabelsBySize(config.tokenizer)
 
     def __call__(self, shard: pa.Table) -> pa.Table:
-        path = stores.join(self._source, "log_probs", f"part-{shard.column('shard_id')[0].as_py()}.parquet")
+        path = stores.join(self._source, shard.column("log_probs_file")[0].as_py())
         try:
             file = pq.ParquetFile(pa.BufferReader(stores.read_bytes(path)))
             found = file.metadata.metadata[b"w2v_ray.job_fingerprint"].decode()

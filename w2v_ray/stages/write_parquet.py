@@ -1,8 +1,9 @@
 """Publishing a shard: its rejects, then what is kept of its log-probabilities, and last its rows, whose file
 is the record that the shard is done.
 
-A shard that is published already is left as it is. Rows have one order and one schema, whatever the order
-and columns they come in.
+The first writer of that file wins, and it names the other two by their content: whatever a slower writer, or
+one that died, left of them counts for nothing. Rows have one order and one schema, whatever the order and
+columns they come in.
 """
 
 from __future__ import annotations
@@ -10,22 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from w2v_ray import stores
+from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import ConfigError, OutputError
-from w2v_ray.schema import LOG_PROBS, REJECT, SCHEMA_VERSION, TABLES
+from w2v_ray.parts import content_sha256, part_name, partition_folder, read_footer, write_part
+from w2v_ray.schema import LOG_PROBS, REJECT, TABLES
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
 
-_FIRST_ATTEMPT = 1
-_NEEDED = ["item_index", "segment_id", "segment_index", "byte_size", "planned_s", "error"]
+_NEEDED = ["segment_id", "segment_index", "byte_size", "planned_s", "generation", "error"]
 _SUMMARY = pa.schema(
     {
         "shard_id": pa.string(),
@@ -52,6 +52,8 @@ class WriteParquetConfig:
     """The table that receives the rows: a folder in the output."""
     keeps_log_probs: bool = False
     """Whether the tables have the columns of KEPT, which go to ``log_probs/``."""
+    partition_by: str | None = None
+    """The key of the metadata by whose value the files of the table are put into folders."""
 
     def __post_init__(self) -> None:
         if not self.output or not self.job_fingerprint:
@@ -66,8 +68,8 @@ class WriteParquetConfig:
 class WriteParquet:
     """Publishes all rows of one shard and returns one row that sums them up.
 
-    It takes the columns of the table's schema and ``item_index``, ``segment_id``, ``segment_index``,
-    ``byte_size``, ``planned_s`` and ``error``, and those of LOG_PROBS where these are kept; others are not
+    It takes the columns of the table's schema and ``segment_id``, ``segment_index``, ``byte_size``,
+    ``planned_s``, ``generation`` and ``error``, and those of LOG_PROBS where these are kept; others are not
     written.
 
     Raises:
@@ -79,82 +81,86 @@ class WriteParquet:
         self._job_fingerprint = config.job_fingerprint
         self._table, self._schema = config.table, TABLES[config.table]
         self._keeps_log_probs = config.keeps_log_probs
+        self._partition_by = config.partition_by
         kept = LOG_PROBS.names if config.keeps_log_probs else []
         self._needed = list(dict.fromkeys([*self._schema.names, *_NEEDED, *kept]))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard_ids = pc.unique(table.column("shard_id")).to_pylist()
         assert len(shard_ids) == 1, f"rows of {len(shard_ids)} shards in one call: {shard_ids[:3]}"
-        name = f"part-{shard_ids[0]}.parquet"
-        summary = self._published(name)
+        path = stores.join(self._output, self._table, part_name(shard_ids[0], self._folder(table)))
+        summary = self._published(path, shard_ids[0])
         if summary is None:
             order = [("item_index", "ascending"), ("segment_index", "ascending")]
-            summary = self._publish(name, table.select(self._needed).sort_by(order))
+            summary = self._publish(path, table.select(self._needed).sort_by(order))
         reasons = json.dumps(summary["rejects_by_reason"])
-        return pa.Table.from_pylist([summary | {"rejects_by_reason": reasons}], schema=_SUMMARY)
+        row = {name: summary[name] for name in _SUMMARY.names} | {"rejects_by_reason": reasons}
+        return pa.Table.from_pylist([row], schema=_SUMMARY)
 
-    def _publish(self, name: str, table: pa.Table) -> dict[str, Any]:
+    def _publish(self, path: str, table: pa.Table) -> dict[str, Any]:
         indices = pc.unique(table.column("item_index"))
-        assert len(indices) == pc.max(indices).as_py() + 1, f"{name} lacks some of its items"
+        assert len(indices) == pc.max(indices).as_py() + 1, f"{path} lacks some of its items"
+        crash_point("commit.ready")
         is_row = pc.is_null(table.column("error"))
-        rows = table.filter(is_row)
+        rows = table.filter(is_row).select(self._schema.names).cast(self._schema)
         rejects = _rejects(table.filter(pc.invert(is_row)))
-        reasons = Counter(rejects.column("error_class").to_pylist())
-        rejected = table.filter(pc.invert(is_row)).column("item_index")
         summary = {
             "shard_id": table.column("shard_id")[0].as_py(),
             "num_items": len(indices),
-            "num_items_rejected": pc.count_distinct(rejected).as_py(),
+            "num_items_rejected": pc.count_distinct(rejects.column("item_index")).as_py(),
             "num_rows": rows.num_rows,
             "num_rejects": rejects.num_rows,
             "audio_s": pc.sum(rows.column("duration_s")).as_py() or 0.0,
             "rejected_s": pc.sum(rejects.column("planned_s")).as_py() or 0.0,
-            "rejects_by_reason": dict(sorted(reasons.items())),
+            "rejects_by_reason": dict(sorted(Counter(rejects.column("error_class").to_pylist()).items())),
         }
-        path = stores.join(self._output, "rejects", name)
+        beside: dict[str, Any] = {}
         if rejects.num_rows:
-            data = self._file(rejects, summary)
-            stores.publish(path, data, root=self._output)
-            summary["rejects_sha256"] = hashlib.sha256(data).hexdigest()
-        else:
-            stores.remove(path)  # of an attempt that did not come to the end
+            beside |= self._put_beside("rejects", rejects, summary)
+        crash_point("commit.rejects")
         if self._keeps_log_probs:
-            data = self._file(table.select(LOG_PROBS.names).cast(LOG_PROBS), summary)
-            stores.publish(stores.join(self._output, "log_probs", name), data, root=self._output)
-        data = self._file(rows.select(self._schema.names).cast(self._schema), summary)
-        stores.publish(stores.join(self._output, self._table, name), data, root=self._output)
-        return summary
+            beside |= self._put_beside("log_probs", table.select(LOG_PROBS.names).cast(LOG_PROBS), summary)
+        crash_point("commit.kept")
+        summary |= {"rows_sha256": content_sha256(rows)} | beside
+        data = write_part(rows, self._job_fingerprint, summary)
+        if stores.publish(path, data, root=self._output, exclusive=True):
+            crash_point("commit.done")
+            return summary
+        winner = self._published(path, summary["shard_id"])  # of a faster writer
+        assert winner is not None, path
+        for name in ("rejects_file", "log_probs_file"):
+            if name in beside and winner.get(name) != beside[name]:
+                stores.remove(stores.join(self._output, beside[name]))
+        return winner
 
-    def _published(self, name: str) -> dict[str, Any] | None:
+    def _put_beside(self, folder: str, table: pa.Table, summary: dict[str, Any]) -> dict[str, Any]:
+        """Publishes a table beside the rows, under a name of its content; what their footer says of it."""
+        data = write_part(table, self._job_fingerprint, summary)
+        sha256 = hashlib.sha256(data).hexdigest()
+        name = f"{folder}/part-{summary['shard_id']}-{sha256[:12]}.parquet"
+        stores.publish(stores.join(self._output, name), data, root=self._output)
+        return {f"{folder}_file": name, f"{folder}_sha256": sha256}
+
+    def _folder(self, table: pa.Table) -> str:
+        if self._partition_by is None:
+            return ""
+        metadata = table.column("metadata")[0].as_py()
+        value = json.loads(metadata).get(self._partition_by) if metadata else None
+        return partition_folder(self._partition_by, value)
+
+    def _published(self, path: str, shard_id: str) -> dict[str, Any] | None:
         """The summary of the shard as it is published; None where it is not."""
-        path = stores.join(self._output, self._table, name)
         if not stores.exists(path):
             return None
-        try:
-            with stores.open_range(path, None, None, block_bytes=1 << 16) as file:
-                footer = pq.read_metadata(file).metadata
-            job_fingerprint = footer[b"w2v_ray.job_fingerprint"].decode()
-            summary = json.loads(footer[b"w2v_ray.shard"])
-        except Exception as error:  # each store has its own errors, and Arrow and JSON theirs
-            message = f"{path!r} is no part of this output ({stores.explain(error)}); delete it and run again"
-            raise OutputError(message) from error
-        if job_fingerprint != self._job_fingerprint:
+        footer = read_footer(path)
+        if footer.job_fingerprint != self._job_fingerprint:
             raise OutputError(
-                f"{path!r} is of job {job_fingerprint}, this is {self._job_fingerprint}; name a new output"
+                f"{path!r} is of job {footer.job_fingerprint}, this is {self._job_fingerprint}; "
+                "name a new output"
             )
-        assert isinstance(summary, dict)
-        return summary
-
-    def _file(self, table: pa.Table, summary: Mapping[str, Any]) -> bytes:
-        metadata = {
-            "w2v_ray.schema_version": str(SCHEMA_VERSION),
-            "w2v_ray.job_fingerprint": self._job_fingerprint,
-            "w2v_ray.shard": json.dumps(summary),
-        }
-        sink = pa.BufferOutputStream()
-        table = table.replace_schema_metadata(metadata)
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        return bytes(sink.getvalue())
+        if shard_id not in footer.shards:
+            raise OutputError(f"{path!r} holds another shard than its name says; delete it and run again")
+        return footer.shards[shard_id]
 
 
 def _rejects(failed: pa.Table) -> pa.Table:
@@ -169,5 +175,5 @@ def _rejects(failed: pa.Table) -> pa.Table:
     is_segment = pc.is_valid(failed.column("segment_id"))
     lengths = pc.coalesce(failed.column("duration_s"), failed.column("planned_s"))
     columns["planned_s"] = pc.if_else(is_segment, lengths, failed.column("planned_s"))
-    columns["attempt"] = pa.array([_FIRST_ATTEMPT] * failed.num_rows, pa.int32())
+    columns["attempt"] = failed.column("generation")
     return pa.table([columns[name] for name in REJECT.names], names=REJECT.names).cast(REJECT)

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 
+from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.stores.listing import exists
 from w2v_ray.stores.places import explain, filesystem, join, refusal, split, with_retries
@@ -33,14 +34,17 @@ def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool 
     try:
         if protocol == "file":
             _publish_local(target, data, split(root)[1] if root else os.path.dirname(target), exclusive)
-        elif not (exclusive and _created(protocol, target, data)):
-            if exclusive and exists(path):  # where a store cannot do both at once
-                return False
-            with_retries(lambda: filesystem(protocol).pipe_file(target, data))
+        else:
+            crash_point("write.whole")
+            if not (exclusive and _created(protocol, target, data)):
+                if exclusive and exists(path):  # where a store cannot do both at once
+                    return False
+                with_retries(lambda: filesystem(protocol).pipe_file(target, data))
     except FileExistsError:
         return False
     except Exception as error:  # each store has its own errors
         raise OutputError(f"{path!r} cannot be written ({explain(error)}); choose another output") from error
+    crash_point("write.done")
     return True
 
 
@@ -106,9 +110,13 @@ def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None
         os.makedirs(path, exist_ok=True)
     try:
         with open(unfinished, "xb") as file:
-            file.write(data)
+            view, half = memoryview(data), len(data) // 2
+            file.write(view[:half])
+            crash_point("write.half")
+            file.write(view[half:])
             file.flush()
             os.fsync(file.fileno())
+        crash_point("write.whole")
         if exclusive:
             try:
                 os.link(unfinished, target)  # fails if the name exists, unlike a rename

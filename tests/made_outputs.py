@@ -1,0 +1,107 @@
+"""Outputs of made-up rows: real plans of real files, and shards that the real stage publishes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from w2v_ray.plan import Plan, make_plan
+from w2v_ray.schema import ERROR, ITEM, TRANSCRIPT
+from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
+
+JOB: dict[str, Any] = {"model": "m", "shard_seconds": 100.0}
+SCHEMA = pa.schema(
+    [
+        *TRANSCRIPT,
+        *(ITEM.field(name) for name in ("byte_size", "planned_s", "generation")),
+        pa.field("error", ERROR),
+    ]
+)
+
+
+def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float = 30.0) -> str:
+    """Silence with these texts after it, and a manifest that says how long each file is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name, content in contents.items():
+        data = silence(seconds, content.encode())
+        if not (folder / name).exists() or (folder / name).stat().st_size != len(data):
+            (folder / name).write_bytes(data)
+        lines.append({"audio_filepath": name, "id": name, "duration": seconds, "kind": name[:1]})
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    return str(manifest)
+
+
+def silence(seconds: float, rest: bytes = b"") -> bytes:
+    """A WAV file of 8 bits at 1 kHz."""
+    size = round(seconds * 1000)
+    header = (
+        b"RIFF"
+        + struct.pack("<I", 36 + size)
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, 1000, 1000, 1, 8)
+    )
+    return header + b"data" + struct.pack("<I", size) + bytes(size) + rest
+
+
+def plan(inputs: str, output: Path | str, *, on_change: str = "refuse", **changes: Any) -> Plan:
+    job = JOB | changes
+    seconds = float(job["shard_seconds"])
+    return make_plan([inputs], str(output), shard_seconds=seconds, job=job, on_change=on_change)
+
+
+def made_rows(item: Mapping[str, Any], *, failing: Collection[str] = ()) -> list[dict[str, Any]]:
+    """One to three segments for an item, a function of the item; of those in ``failing`` the last fails."""
+    kept = {name: item[name] for name in SCHEMA.names if name in item}
+    begin_s = item["start_s"] or 0.0
+    count = 1 + zlib.crc32(f"{item['recording_id']}{begin_s}{item['version']}".encode()) % 3
+    length_s = item["planned_s"] / count
+    rows = []
+    for index in range(count):
+        start_s = begin_s + index * length_s
+        rows.append(
+            kept
+            | {
+                "segment_id": f"{item['recording_id']}@{round(start_s * 1000)}",
+                "segment_index": index,
+                "start_s": start_s,
+                "end_s": start_s + length_s,
+                "duration_s": length_s,
+                "text": f"{item['recording_id']} {item['byte_size']} {item['version']}",
+                "words": [],
+            }
+        )
+    if item["recording_id"] in failing:
+        error = {"stage": "encode", "error_class": "EncodeError", "message": "failed"}
+        rows[-1] |= {"text": None, "words": None, "error": error}
+    return rows
+
+
+def publish(
+    planned: Plan,
+    shard_ids: Iterable[str] | None = None,
+    *,
+    failing: Collection[str] = (),
+    table: str = "transcripts",
+) -> list[dict[str, Any]]:
+    """Publishes shards of a plan, all that are pending by default, as the pipeline would."""
+    write = WriteParquet(
+        WriteParquetConfig(
+            output=planned.output,
+            job_fingerprint=planned.job_fingerprint,
+            table=table,
+            partition_by=planned.partition_by,
+        )
+    )
+    summaries = []
+    for items in planned.shard_tables(list(planned.pending if shard_ids is None else shard_ids)):
+        rows = [row for item in items.to_pylist() for row in made_rows(item, failing=failing)]
+        summaries += write(pa.Table.from_pylist(rows, SCHEMA)).to_pylist()
+    return summaries

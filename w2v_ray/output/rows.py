@@ -1,0 +1,154 @@
+"""Reading an output: the rows that count, recording after recording, without Ray."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from w2v_ray import stores
+from w2v_ray.errors import OutputError
+from w2v_ray.parts import Footer, list_parts, read_footer, read_rejects, read_shards
+from w2v_ray.plan.generations import current_items
+from w2v_ray.plan.records import read_job, read_plans, table_of
+from w2v_ray.schema import REJECT, TABLES
+
+__all__ = ["GENERATIONS", "current_rows", "row_schema", "shard_rows"]
+
+GENERATIONS = ("newest", "all")
+
+_THREADS = 8
+_SHARDS_AT_ONCE = 32
+_SHARDS_KEPT = 64  # of those read, as a recording that is planned again lies in shards far apart
+_NEEDED = ["shard_id", "item_index", "recording_id", "fingerprint", "generation"]
+
+
+def current_rows(output: str, table: str | None = None, *, generation: str = "newest") -> Iterator[pa.Table]:
+    """The rows of an output that count, in tables that hold whole recordings.
+
+    Recordings come in the order in which they were planned first, and the rows of each by their start. Rows
+    of shards that are not published yet are not there.
+
+    Args:
+        output: Folder or URL of a job's output.
+        table: ``transcripts``, ``alignments`` or ``rejects``; None: the one that the job writes.
+        generation: ``newest`` leaves out what a later generation has taken the place of, ``all`` does not.
+
+    Raises:
+        OutputError: It is no output, has no such table, or a file cannot be read.
+    """
+    if generation not in GENERATIONS:
+        raise OutputError(f"generation is {generation!r}, expected newest or all; choose one")
+    output = stores.canonical(output)
+    name = _checked_table(output, table)
+    reader = _Reader(output, name)
+    planned, _ = read_plans(output, _NEEDED)
+    if generation == "newest":
+        is_current = current_items(planned, reader.published)
+    else:
+        is_published = pc.is_in(
+            planned.column("shard_id"), value_set=pa.array(list(reader.published), pa.string())
+        )
+        is_current = is_published.combine_chunks()
+    ranks = planned.column("recording_id").combine_chunks().dictionary_encode()
+    rows = pc.indices_nonzero(is_current)
+    order = rows.take(pc.sort_indices(ranks.indices.take(rows)))  # stable: by recording, then as planned
+    rank_of = ranks.indices.take(order).to_numpy()
+    shards = planned.column("shard_id").combine_chunks().dictionary_encode()
+    shard_of = shards.indices.take(order).to_numpy()
+    items = planned.column("item_index").combine_chunks().take(order).to_numpy()
+    for begin, end in _batches(rank_of, shard_of):
+        parts = []
+        codes = shard_of[begin:end]
+        wanted = {
+            shards.dictionary[int(code)].as_py(): items[begin:end][codes == code]
+            for code in dict.fromkeys(codes)
+        }
+        for shard_id, found in reader.read(list(wanted)):
+            keep = pc.is_in(found.column("item_index"), value_set=pa.array(wanted[shard_id], pa.int32()))
+            parts.append(found.filter(keep))
+        found = pa.concat_tables(parts)
+        names = ranks.dictionary.take(pa.array(dict.fromkeys(rank_of[begin:end].tolist()), pa.int32()))
+        rank = pc.index_in(found.column("recording_id"), value_set=names)
+        keys = pa.table({"rank": rank, "start_s": found.column("start_s"), "row": np.arange(found.num_rows)})
+        order_of_rows = pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])
+        if found.num_rows:
+            yield found.take(order_of_rows)
+
+
+def shard_rows(output: str, table: str | None, shard_ids: list[str], items: list[list[int]]) -> pa.Table:
+    """The rows of some items of some shards, in their order; errors as of `current_rows`."""
+    reader = _Reader(output, _checked_table(output, table))
+    wanted = dict(zip(shard_ids, items, strict=True))
+    parts = [reader.schema.empty_table()]
+    for shard_id, found in reader.read(shard_ids):
+        keep = pc.is_in(found.column("item_index"), value_set=pa.array(wanted[shard_id], pa.int32()))
+        parts.append(found.filter(keep))
+    return pa.concat_tables(parts)
+
+
+def row_schema(output: str, table: str | None = None) -> pa.Schema:
+    """The schema of what `current_rows` yields."""
+    name = _checked_table(stores.canonical(output), table)
+    return REJECT if name == "rejects" else TABLES[name]
+
+
+def _checked_table(output: str, table: str | None) -> str:
+    own = table_of(read_job(output)[1])
+    if table not in (None, own, "rejects"):
+        raise OutputError(f"{output!r} has no table {table!r}; name {own!r} or 'rejects'")
+    return table or own
+
+
+def _batches(ranks: np.ndarray, shards: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Runs of whole recordings that lie in some tens of shards."""
+    begin = 0
+    seen: set[int] = set()
+    for row, (rank, shard) in enumerate(zip(ranks.tolist(), shards.tolist(), strict=True)):
+        if len(seen) >= _SHARDS_AT_ONCE and shard not in seen and ranks[row - 1] != rank:
+            yield begin, row
+            begin, seen = row, set()
+        seen.add(shard)
+    if begin < len(ranks):
+        yield begin, len(ranks)
+
+
+class _Reader:
+    """Reads published shards, several at once, and keeps the last ones."""
+
+    def __init__(self, output: str, table: str) -> None:
+        self._output, self._table = output, table
+        self._main = table_of(read_job(output)[1])
+        self._files = list_parts(output, self._main).files
+        self._footers: dict[str, Footer] = {}
+        self._kept: OrderedDict[str, pa.Table] = OrderedDict()
+        self.schema = REJECT if table == "rejects" else TABLES[table]
+        self.published = set(self._files)
+
+    def read(self, shard_ids: list[str]) -> Iterator[tuple[str, pa.Table]]:
+        by_file: dict[str, list[str]] = {}
+        for shard_id in shard_ids:
+            if shard_id not in self._kept:
+                by_file.setdefault(self._files[shard_id], []).append(shard_id)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for found in pool.map(self._read_file, by_file, by_file.values()):
+                self._kept.update(found)
+        for shard_id in shard_ids:
+            self._kept.move_to_end(shard_id)
+            yield shard_id, self._kept[shard_id]
+        while len(self._kept) > _SHARDS_KEPT:
+            self._kept.popitem(last=False)
+
+    def _read_file(self, name: str, shard_ids: list[str]) -> list[tuple[str, pa.Table]]:
+        if name not in self._footers:
+            self._footers[name] = read_footer(stores.join(self._output, self._main, name))
+        wanted = set(shard_ids)
+        summaries = [s for shard_id, s in self._footers[name].shards.items() if shard_id in wanted]
+        names = [summary["shard_id"] for summary in summaries]
+        if self._table == "rejects":
+            return [(shard, read_rejects(self._output, s)) for shard, s in zip(names, summaries, strict=True)]
+        return list(zip(names, read_shards(self._output, self._main, name, summaries), strict=True))
