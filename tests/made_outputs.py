@@ -61,7 +61,7 @@ def made_rows(item: Mapping[str, Any], *, failing: Collection[str] = ()) -> list
     """One to three segments for an item, a function of the item; of those in ``failing`` the last fails."""
     kept = {name: item[name] for name in SCHEMA.names if name in item}
     begin_s = item["start_s"] or 0.0
-    count = 1 + zlib.crc32(f"{item['recording_id']}{begin_s}{item['version']}".encode()) % 3
+    count = 1 + zlib.crc32(f"{item['recording_id']}{begin_s}{item['byte_size']}".encode()) % 3
     length_s = item["planned_s"] / count
     rows = []
     for index in range(count):

@@ -169,7 +169,7 @@ def copy_into_a_partition(out: Path) -> None:
         (double_a_segment, {"damaged", "doubled"}),
         (copy_into_a_partition, {"doubled"}),
         (lambda out: next((out / "rejects").iterdir()).unlink(), {"missing"}),
-        (lambda out: with_footer(parts(out)[0], lambda s: s.update(num_rows=7)), {"damaged"}),
+        (lambda out: with_footer(parts(out)[0], lambda s: s.update(num_rows=99)), {"damaged"}),
         (lambda out: with_footer(parts(out)[0], lambda s: s.update(audio_s=1.0)), {"damaged"}),
         (lambda out: with_footer(parts(out)[0], lambda s: s.update(num_items=1)), {"damaged"}),
         (lambda out: with_footer(parts(out)[0], lambda s: s, fingerprint="other"), {"foreign"}),
@@ -208,10 +208,7 @@ def test_a_segment_in_two_shards_is_found(tmp_path: Path) -> None:
     summary = json.loads(footer[b"w2v_ray.shard"]) | {"rows_sha256": content_sha256(table)}
     other.write_bytes(write_part(table, footer[b"w2v_ray.job_fingerprint"].decode(), summary))
     (finding,) = audit(planned.output).findings
-    assert (finding.kind, finding.name) == (
-        "doubled",
-        str(tmp_path / "in" / "a.wav"),
-    ) or finding.name == "a.wav"
+    assert (finding.kind, finding.name) == ("doubled", "a.wav")
 
 
 def test_files_of_writers_that_lost_count_for_nothing(out: Path) -> None:

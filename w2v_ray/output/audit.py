@@ -345,7 +345,7 @@ class _Checks:
         )
         spread = pc.is_in(self._items.column("recording_id"), value_set=several)
         found: np.ndarray = spread.to_numpy()
-        return found & self._is_current
+        return np.logical_and(found, self._is_current)
 
     def _collect_segments(
         self, path: str, rows: pa.Table, row_items: np.ndarray, begin: int, checked: _Checked
