@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from w2v_ray.plan import Plan, make_plan
-from w2v_ray.schema import ERROR, ITEM, TRANSCRIPT
+from w2v_ray.schema import ERROR, ITEM, KEPT, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 JOB: dict[str, Any] = {"model": "m", "shard_seconds": 100.0}
@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
     [
         *TRANSCRIPT,
         *(ITEM.field(name) for name in ("byte_size", "planned_s", "generation")),
+        *KEPT,
         pa.field("error", ERROR),
     ]
 )
@@ -90,6 +91,7 @@ def publish(
     *,
     failing: Collection[str] = (),
     table: str = "transcripts",
+    keeps_log_probs: bool = False,
 ) -> list[dict[str, Any]]:
     """Publishes shards of a plan, all that are pending by default, as the pipeline would."""
     write = WriteParquet(
@@ -97,6 +99,7 @@ def publish(
             output=planned.output,
             job_fingerprint=planned.job_fingerprint,
             table=table,
+            keeps_log_probs=keeps_log_probs,
             partition_by=planned.partition_by,
         )
     )

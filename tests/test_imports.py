@@ -37,7 +37,7 @@ progress   ->
 stages     -> audio crash_points decoder_config errors models parts processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
-job        -> align_config config decoding errors frame_rate hub plan processors stores text
+job        -> align_config config decoding errors frame_rate hub output plan processors stores text
 pools      -> config errors
 pipeline -> align_config config decoding errors hub job packing parts plan pools progress schema stages stores
 plugin_rows -> errors packing schema stages

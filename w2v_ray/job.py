@@ -17,6 +17,7 @@ from w2v_ray.decoding import check_decoder, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
 from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.hub import checkpoint_fingerprint
+from w2v_ray.output import remove_leftovers
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
 from w2v_ray.processors import AutoTokenizer
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -79,6 +80,7 @@ def prepare(job: JobConfig) -> Plan:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
     stores.check_writable(job.output)
+    stores.remove_unfinished(job.output)
     vocabulary = vocabulary_of(job.model, revision=job.revision)
     # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
     content = check_decoder(job.decoder(), vocabulary.tokenizer, model=job.model, revision=job.revision)
@@ -109,6 +111,7 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
     tokenizer, frame_s = read_vocabulary(job.source)
     content = check_decoder(job.decoder(), tokenizer)
     stores.check_writable(job.output)
+    stores.remove_unfinished(job.output)
     plan = make_redecode_plan(job.source, job.output, job=content)
     return plan, Vocabulary(tokenizer=tokenizer, seconds_per_frame=frame_s)
 
@@ -116,7 +119,12 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
 def summarize(
     job: JobConfig | RedecodeConfig, plan: Plan, summaries: list[dict[str, Any]], wall_s: float
 ) -> RunSummary:
-    """Adds up the summaries of the shards that a run published, in ``wall_s`` seconds of the clock."""
+    """Adds up the summaries of the shards that a run published, in ``wall_s`` seconds of the clock.
+
+    It is the end of the run: what dead or slower writers left of these shards goes.
+    """
+    table = "alignments" if isinstance(job, AlignConfig) else "transcripts"
+    remove_leftovers(plan.output, table, {summary["shard_id"]: summary for summary in summaries})
     whole = status(job.output)
     reasons: Counter[str] = Counter()
     for summary in summaries:

@@ -344,8 +344,8 @@ class _Checks:
             "recording_id"
         )
         spread = pc.is_in(self._items.column("recording_id"), value_set=several)
-        found: np.ndarray = spread.to_numpy()
-        return np.logical_and(found, self._is_current)
+        found: np.ndarray = np.logical_and(spread.to_numpy(), self._is_current)
+        return found
 
     def _collect_segments(
         self, path: str, rows: pa.Table, row_items: np.ndarray, begin: int, checked: _Checked

@@ -8,6 +8,7 @@ from w2v_ray.stores.listing import FileInfo, exists, info, list_files, list_glob
 from w2v_ray.stores.places import canonical, explain, is_local, join, local_path, refusal
 from w2v_ray.stores.publishing import check_writable, publish, remove
 from w2v_ray.stores.ranges import open_range, read_bytes, read_range
+from w2v_ray.stores.unfinished import remove_unfinished
 
 __all__ = [
     "FileInfo",
@@ -28,4 +29,5 @@ __all__ = [
     "read_range",
     "refusal",
     "remove",
+    "remove_unfinished",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.stores.listing import exists
 from w2v_ray.stores.places import explain, filesystem, join, refusal, split, with_retries
+from w2v_ray.stores.unfinished import unfinished_name
 
 __all__ = ["check_writable", "publish", "remove"]
 
@@ -79,7 +79,7 @@ def check_writable(output: str) -> None:
     if reason is None and protocol == "file" and os.path.exists(path) and not os.path.isdir(path):
         reason = "is a file; name a folder"
     if reason is None:
-        probe = join(output, "_tmp", f"writable-{os.getpid()}" if protocol == "file" else "writable")
+        probe = join(output, "_tmp", unfinished_name("writable") if protocol == "file" else "writable")
         try:
             publish(probe, b"w2v_ray", root=output)
             if protocol == "file":  # elsewhere the right to delete is not needed
@@ -105,7 +105,7 @@ def _created(protocol: str, target: str, data: bytes) -> bool:
 
 def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None:
     folder, name = os.path.split(target)
-    unfinished = os.path.join(root, "_tmp", f"{name}.{os.getpid()}.{random.getrandbits(48):x}")
+    unfinished = os.path.join(root, "_tmp", unfinished_name(name))
     for path in (folder, os.path.dirname(unfinished)):
         os.makedirs(path, exist_ok=True)
     try:
