@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from w2v_ray.schema import ERROR, ITEM, KEPT, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 JOB: dict[str, Any] = {"model": "m", "shard_seconds": 100.0}
+Failing = Collection[str] | Callable[[Mapping[str, Any]], bool]
 SCHEMA = pa.schema(
     [
         *TRANSCRIPT,
@@ -27,14 +28,15 @@ SCHEMA = pa.schema(
 
 
 def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float = 30.0) -> str:
-    """Silence with these texts after it, and a manifest that says how long each file is."""
+    """Silence with these texts after it, and a manifest that says how long each is: ``long...`` ones 250 s."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for name, content in contents.items():
-        data = silence(seconds, content.encode())
+        length = 250.0 if name.startswith("long") else seconds
+        data = silence(length, content.encode())
         if not (folder / name).exists() or (folder / name).stat().st_size != len(data):
             (folder / name).write_bytes(data)
-        lines.append({"audio_filepath": name, "id": name, "duration": seconds, "kind": name[:1]})
+        lines.append({"audio_filepath": name, "id": name, "duration": length, "kind": name[:1]})
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)))
     return str(manifest)
@@ -58,7 +60,7 @@ def plan(inputs: str, output: Path | str, *, on_change: str = "refuse", **change
     return make_plan([inputs], str(output), shard_seconds=seconds, job=job, on_change=on_change)
 
 
-def made_rows(item: Mapping[str, Any], *, failing: Collection[str] = ()) -> list[dict[str, Any]]:
+def made_rows(item: Mapping[str, Any], *, failing: Failing = ()) -> list[dict[str, Any]]:
     """One to three segments for an item, a function of the item; of those in ``failing`` the last fails."""
     kept = {name: item[name] for name in SCHEMA.names if name in item}
     begin_s = item["start_s"] or 0.0
@@ -79,7 +81,7 @@ def made_rows(item: Mapping[str, Any], *, failing: Collection[str] = ()) -> list
                 "words": [],
             }
         )
-    if item["recording_id"] in failing:
+    if failing(item) if callable(failing) else item["recording_id"] in failing:
         error = {"stage": "encode", "error_class": "EncodeError", "message": "failed"}
         rows[-1] |= {"text": None, "words": None, "error": error}
     return rows
@@ -89,7 +91,7 @@ def publish(
     planned: Plan,
     shard_ids: Iterable[str] | None = None,
     *,
-    failing: Collection[str] = (),
+    failing: Failing = (),
     table: str = "transcripts",
     keeps_log_probs: bool = False,
 ) -> list[dict[str, Any]]:

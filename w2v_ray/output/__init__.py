@@ -1,7 +1,21 @@
-"""What can be done with an output beside adding to it: reading the rows that count, and auditing it."""
+"""What can be done with an output beside running its job: reading it, auditing it, merging its files, and
+planning what was rejected again.
+"""
 
 from w2v_ray.output.audit import Audit, Finding, audit
+from w2v_ray.output.compact import Compaction, compact
 from w2v_ray.output.leftovers import remove_leftovers
+from w2v_ray.output.retrying import make_retry_plan
 from w2v_ray.output.rows import current_rows, row_schema
 
-__all__ = ["Audit", "Finding", "audit", "current_rows", "remove_leftovers", "row_schema"]
+__all__ = [
+    "Audit",
+    "Compaction",
+    "Finding",
+    "audit",
+    "compact",
+    "current_rows",
+    "make_retry_plan",
+    "remove_leftovers",
+    "row_schema",
+]

@@ -17,7 +17,7 @@ from w2v_ray.plan.generations import current_items
 from w2v_ray.plan.records import read_job, read_plans, table_of
 from w2v_ray.schema import REJECT, TABLES
 
-__all__ = ["GENERATIONS", "current_rows", "row_schema", "shard_rows"]
+__all__ = ["GENERATIONS", "current_rows", "row_schema"]
 
 GENERATIONS = ("newest", "all")
 
@@ -78,17 +78,6 @@ def current_rows(output: str, table: str | None = None, *, generation: str = "ne
         order_of_rows = pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])
         if found.num_rows:
             yield found.take(order_of_rows)
-
-
-def shard_rows(output: str, table: str | None, shard_ids: list[str], items: list[list[int]]) -> pa.Table:
-    """The rows of some items of some shards, in their order; errors as of `current_rows`."""
-    reader = _Reader(output, _checked_table(output, table))
-    wanted = dict(zip(shard_ids, items, strict=True))
-    parts = [reader.schema.empty_table()]
-    for shard_id, found in reader.read(shard_ids):
-        keep = pc.is_in(found.column("item_index"), value_set=pa.array(wanted[shard_id], pa.int32()))
-        parts.append(found.filter(keep))
-    return pa.concat_tables(parts)
 
 
 def row_schema(output: str, table: str | None = None) -> pa.Schema:

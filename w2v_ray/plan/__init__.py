@@ -4,8 +4,18 @@ A plan is written before any audio is read and is never changed; what is pending
 published. Two runs that plan the same inputs at once end with the same plan.
 """
 
-from w2v_ray.plan.planning import Plan, make_plan
+from w2v_ray.plan.generations import newest_items
+from w2v_ray.plan.planning import Plan, make_plan, plan_entries, plan_of
 from w2v_ray.plan.redecoding import make_redecode_plan
 from w2v_ray.plan.status import Status, status
 
-__all__ = ["Plan", "Status", "make_plan", "make_redecode_plan", "status"]
+__all__ = [
+    "Plan",
+    "Status",
+    "make_plan",
+    "make_redecode_plan",
+    "newest_items",
+    "plan_entries",
+    "plan_of",
+    "status",
+]

@@ -25,10 +25,10 @@ from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
-from w2v_ray.plan.shards import long_seconds, make_items, shard_bounds
+from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
-__all__ = ["Plan", "last_generations", "make_plan", "partition_key", "plan_of", "with_generation"]
+__all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
 _CHUNK = 16_384
 _FINGERPRINT_CHARACTERS = 24
@@ -107,6 +107,7 @@ def make_plan(
     job: Mapping[str, records.Json],
     cut_long: bool = True,
     on_change: str = "refuse",
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -117,6 +118,7 @@ def make_plan(
         job: The settings that decide what the rows are; an output keeps to them.
         cut_long: Whether a recording that is longer than a shard becomes several items.
         on_change: ``refuse`` recordings that have changed since they were planned, or plan them ``new``.
+        settings: All settings of the job, to be kept in the output for those who take it up again.
 
     Raises:
         InputError: An input does not exist or holds no audio, or two recordings have one id.
@@ -125,7 +127,7 @@ def make_plan(
     """
     stores.check_writable(output)
     output = stores.canonical(output)
-    records.claim_output(output, job)
+    records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     listed = _listed(inputs, skipped, _tars(planned))
@@ -151,6 +153,53 @@ def make_plan(
         num_duplicates=listed.num_rows - kept.num_rows,
         skipped=skipped,
     )
+
+
+def plan_entries(
+    planned: pa.Table,
+    again: pa.Table,
+    changed: Mapping[str, tuple[int | None, str | None]],
+    *,
+    job: Mapping[str, records.Json],
+    shard_seconds: float,
+    cut_long: bool,
+) -> pa.Table:
+    """New items for items that are tried again, and for recordings whose files have changed.
+
+    Args:
+        planned: All that is planned.
+        again: The planned items to try again as they are.
+        changed: By recording, the size and the version that its file has now.
+        job: The settings that decide what the rows are.
+        shard_seconds: As of `make_plan`.
+        cut_long: As of `make_plan`.
+    """
+    last = _last_generations(
+        planned,
+        pa.chunked_array([pa.array([*again.column("recording_id").to_pylist(), *changed], pa.string())]),
+    )
+    generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
+    place = again.column_names.index("generation")
+    again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
+    items = make_shards(again, shard_seconds, partition_key(job))
+    if not changed:
+        return items
+    newest = planned.filter(newest_items(planned))
+    is_changed = pc.is_in(newest.column("recording_id"), value_set=pa.array(list(changed), pa.string()))
+    ranges: dict[str, list[dict[str, Any]]] = {}
+    for row in newest.filter(is_changed).to_pylist():
+        ranges.setdefault(row["recording_id"], []).append(row)
+    entries = []
+    for recording, rows in ranges.items():
+        size, version = changed[recording]
+        row = {name: rows[0][name] for name in _TYPES} | {"byte_size": size, "version": version}
+        row["start_s"] = next(item["start_s"] for item in rows if not item["start_is_cut"])
+        row["end_s"] = next(item["end_s"] for item in rows if not item["end_is_cut"])
+        entries.append(Entry(**row))
+    listed = _with_generation(_table(entries), [last[entry.recording_id] + 1 for entry in entries])
+    listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
+    made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=partition_key(job))
+    return pa.concat_tables([items, made])
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -197,11 +246,14 @@ def _listed(
     entries = list_inputs(inputs, skipped=skipped, planned_tars=planned_tars)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
-        columns = dict(zip(Entry._fields, zip(*chunk, strict=True), strict=True))
-        columns["fingerprint"] = tuple(map(_fingerprint, chunk))
-        arrays = [pa.array(columns[field.name], field.type) for field in _LISTED]
-        batches.append(pa.record_batch(arrays, schema=_LISTED))
+        batches += _table(chunk).to_batches()
     return pa.Table.from_batches(batches, _LISTED)
+
+
+def _table(entries: Sequence[Entry]) -> pa.Table:
+    columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
+    columns["fingerprint"] = tuple(map(_fingerprint, entries))
+    return pa.table([pa.array(columns[field.name], field.type) for field in _LISTED], schema=_LISTED)
 
 
 def _fingerprint(entry: Entry) -> str:
@@ -211,10 +263,14 @@ def _fingerprint(entry: Entry) -> str:
 
 
 def _tars(planned: pa.Table) -> set[tuple[str, str | None]]:
-    """Uri and version of the tars whose members are planned."""
+    """Uri and version of the tars whose members are planned, all of that version."""
+    planned = planned.filter(newest_items(planned))
     is_member = pc.is_valid(planned.column("byte_offset"))
     is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
     tars = planned.filter(pc.or_(is_member, is_damage)).group_by(["uri", "version"]).aggregate([])
+    versions = tars.group_by("uri").aggregate([("version", "count")])
+    mixed = versions.filter(pc.greater(versions.column("version_count"), 1)).column("uri")
+    tars = tars.filter(pc.invert(pc.is_in(tars.column("uri"), value_set=mixed.combine_chunks())))
     return set(zip(tars.column("uri").to_pylist(), tars.column("version").to_pylist(), strict=True))
 
 
@@ -240,7 +296,7 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
 def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str) -> pa.Table:
     """The entries that no plan holds as they are, with the generation that each is to be."""
     if not planned.num_rows:
-        return with_generation(listed, [1] * listed.num_rows)
+        return _with_generation(listed, [1] * listed.num_rows)
     newest = planned.filter(newest_items(planned))
     known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, _FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
@@ -248,7 +304,7 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
     changed = new.filter(is_changed)
     if not changed.num_rows:
-        return with_generation(new, [1] * new.num_rows)
+        return _with_generation(new, [1] * new.num_rows)
     if on_change == "refuse":
         row = changed.slice(0, 1).to_pylist()[0]
         before = newest.filter(pc.equal(newest.column("recording_id"), row["recording_id"]))
@@ -258,11 +314,11 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
             f"{_difference(before.slice(0, 1).to_pylist()[0], row)}{more}; plan what changed anew with "
             "--on-change new, or name a new --output"
         )
-    last = last_generations(planned, changed.column("recording_id"))
-    return with_generation(new, [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()])
+    last = _last_generations(planned, changed.column("recording_id"))
+    return _with_generation(new, [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()])
 
 
-def last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
+def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
     """The highest generation that each of these recordings is planned as."""
     found = planned.filter(pc.is_in(planned.column("recording_id"), value_set=pc.unique(recording_ids)))
     found = found.group_by("recording_id").aggregate([("generation", "max")])
@@ -271,7 +327,7 @@ def last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[
     )
 
 
-def with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
+def _with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
     """The entries with their generations, and with the fingerprints of their editions."""
     if max(generations, default=1) > 1:
         pairs = zip(entries.column("fingerprint").to_pylist(), generations, strict=True)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
-__all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "table_of"]
+__all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "read_settings", "table_of"]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
 _THREADS = 8
@@ -68,15 +69,22 @@ def publish_plan(output: str, items: pa.Table, number: int) -> bool:
     return is_written
 
 
-def claim_output(output: str, job: Mapping[str, Json]) -> str:
+def claim_output(output: str, job: Mapping[str, Json], settings: Mapping[str, Any] | None = None) -> str:
     """Makes the output this job's, or sees that it is, and returns the job's fingerprint.
+
+    Args:
+        output: Folder or URL.
+        job: The settings that decide what the rows are.
+        settings: All settings, kept beside them for whoever takes the job up again; the first run's stay.
 
     Raises:
         OutputError: The folder holds something else, or the output of a job with other settings.
     """
     job = json.loads(json.dumps(job))
     fingerprint = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
-    record = {"schema_version": SCHEMA_VERSION, "job_fingerprint": fingerprint, "job": job}
+    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "job_fingerprint": fingerprint, "job": job}
+    if settings is not None:
+        record["settings"] = dict(settings)
     data = json.dumps(record, indent=2).encode()
     path = stores.join(output, "_plan", "job.json")
     others = [name for name in stores.list_names(output) if not name.startswith((".", "_"))]
@@ -117,6 +125,20 @@ def read_job(output: str) -> tuple[str, dict[str, Json]]:
             f"output {output!r} has schema version {version}, this is {SCHEMA_VERSION}; transcribe again"
         )
     return fingerprint, job
+
+
+def read_settings(output: str) -> dict[str, Any]:
+    """All settings of the job that made an output.
+
+    Raises:
+        OutputError: It belongs to none, or to one that kept no settings.
+    """
+    read_job(output)
+    path = stores.join(output, "_plan", "job.json")
+    settings = json.loads(stores.read_bytes(path)).get("settings")
+    if not isinstance(settings, dict):
+        raise OutputError(f"{path!r} keeps no settings of its job; run the command of that job again")
+    return settings
 
 
 def table_of(job: Mapping[str, Json]) -> str:

@@ -1,0 +1,102 @@
+"""Planning rejected items again, as a later generation whose outcome takes the place of the earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from w2v_ray import stores
+from w2v_ray.errors import OutputError
+from w2v_ray.output.rows import current_rows
+from w2v_ray.plan import Plan, newest_items, plan_entries, plan_of, records
+from w2v_ray.schema import ITEM
+
+__all__ = ["make_retry_plan"]
+
+_THREADS = 32
+
+
+def make_retry_plan(
+    output: str,
+    *,
+    job: Mapping[str, records.Json],
+    reasons: Collection[str] = (),
+    stages: Collection[str] = (),
+    shard_seconds: float,
+    cut_long: bool = True,
+) -> Plan:
+    """Plans the items of an output again that were rejected in whole or in part.
+
+    An item whose file has changed since is planned as the file is now, with the rest of its recording. What
+    is planned again already and not published yet is not planned once more.
+
+    Args:
+        output: Folder or URL of a job's output.
+        job: The settings that decide what the rows are: those of the output.
+        reasons: Classes of errors; empty: all.
+        stages: Stages that failed; empty: all.
+        shard_seconds: Seconds of audio in a shard.
+        cut_long: As of `make_plan`.
+
+    Raises:
+        OutputError: It is no output, belongs to another job, or cannot be written.
+    """
+    output = stores.canonical(output)
+    if "redecodes" in records.read_job(output)[1]:
+        raise OutputError(f"{output!r} decodes another output again; retry in that one, then redecode again")
+    records.claim_output(output, job)
+    while True:
+        planned, num_plans = records.read_plans(output)
+        rejected = _rejected(output, planned, set(reasons), set(stages))
+        if not rejected.num_rows:
+            items = planned.slice(0, 0)
+            break
+        same, changed = _looked_up(rejected)
+        items = plan_entries(planned, same, changed, job=job, shard_seconds=shard_seconds, cut_long=cut_long)
+        if records.publish_plan(output, items, num_plans + 1):
+            break
+    everything = pa.concat_tables([planned, items])
+    return plan_of(output, job, everything, num_new=items.num_rows, num_changed=items.num_rows)
+
+
+def _rejected(output: str, planned: pa.Table, reasons: set[str], stages: set[str]) -> pa.Table:
+    """The planned items of whose newest try something is rejected, for one of the reasons."""
+    keys = set()
+    for table in current_rows(output, "rejects"):
+        columns = ("shard_id", "item_index", "error_class", "stage")
+        for shard_id, index, reason, stage in zip(
+            *(table.column(name).to_pylist() for name in columns), strict=True
+        ):
+            if (not reasons or reason in reasons) and (not stages or stage in stages):
+                keys.add((shard_id, index))
+    pairs = zip(planned.column("shard_id").to_pylist(), planned.column("item_index").to_pylist(), strict=True)
+    mask = pa.array([pair in keys for pair in pairs], pa.bool_())
+    return planned.filter(pc.and_(mask, newest_items(planned)))
+
+
+def _looked_up(items: pa.Table) -> tuple[pa.Table, dict[str, tuple[int | None, str | None]]]:
+    """The items whose file is as it was planned, and the size and version now of recordings that changed."""
+
+    def look(row: dict[str, Any]) -> tuple[int | None, str | None] | None:
+        if row["byte_offset"] is not None or row.get("container") is not None:
+            return None  # a part of a file, whose place in it planning alone can find
+        try:
+            file = stores.info(row["uri"])
+        except Exception:  # whatever it is: reading the item meets it again, and says so
+            return None
+        if file is None or (file.size, file.version) == (row["byte_size"], row["version"]):
+            return None
+        return file.size, file.version
+
+    names = ["recording_id", "uri", "byte_offset", "byte_size", "version"]
+    names += [name for name in ("container",) if name in ITEM.names]
+    rows = items.select(names).to_pylist()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(look, rows))
+    changed = {row["recording_id"]: now for row, now in zip(rows, found, strict=True) if now is not None}
+    is_same = pa.array([row["recording_id"] not in changed for row in rows], pa.bool_())
+    return items.filter(is_same), changed
