@@ -18,8 +18,8 @@ from w2v_ray.exports.captions import CaptionSettings
 from w2v_ray.exports.files import Folder
 from w2v_ray.exports.hugging_face import HuggingFaceFolder
 from w2v_ray.exports.names import FileNames, recording_id_of
-from w2v_ray.exports.recordings import Recording, make_recording
-from w2v_ray.exports.rows import Planned, read_parts, read_planned
+from w2v_ray.exports.recordings import Recording, read_recordings
+from w2v_ray.exports.rows import Planned, read_planned
 from w2v_ray.exports.textgrid import textgrid
 
 __all__ = ["FORMATS", "ExportSummary", "export", "recording_id_of"]
@@ -36,8 +36,6 @@ class Format(NamedTuple):
     """What has a file of its own."""
     render: Callable[[Recording, CaptionSettings], str] | None
     """The file, or the lines in it, of a recording; None: a folder of its own kind."""
-    has_characters: bool = False
-    """Whether characters are in it where the table has them."""
 
 
 FORMATS = {
@@ -45,8 +43,8 @@ FORMATS = {
     "vtt": Format(".vtt", "channel", captions.vtt),
     "txt": Format(".txt", "channel", lambda recording, _: tables.txt(recording)),
     "tsv": Format(".tsv", "channel", lambda recording, _: tables.tsv(recording)),
-    "textgrid": Format(".TextGrid", "recording", lambda recording, _: textgrid(recording), True),
-    "jsonl": Format("recordings.jsonl", "export", lambda recording, _: tables.jsonl(recording), True),
+    "textgrid": Format(".TextGrid", "recording", lambda recording, _: textgrid(recording)),
+    "jsonl": Format("recordings.jsonl", "export", lambda recording, _: tables.jsonl(recording)),
     "ctm": Format("words.ctm", "export", lambda recording, _: tables.ctm(recording)),
     "rttm": Format("segments.rttm", "export", lambda recording, _: tables.rttm(recording)),
     "nemo": Format("manifest.jsonl", "export", lambda recording, _: tables.nemo(recording)),
@@ -129,17 +127,7 @@ def export(
     hugging_face = HuggingFaceFolder() if chosen.render is None else None
     counts = _Counts()
     with Folder(output) as folder:
-        found = counts.counted(
-            make_recording(
-                part.recording_id,
-                part.rows,
-                part.rejects,
-                is_member=part.is_member,
-                num_pending=part.num_pending,
-                min_confidence=min_confidence,
-            )
-            for part in read_parts(planned, recordings, characters=chosen.has_characters)
-        )
+        found = counts.counted(read_recordings(planned, recordings, min_confidence=min_confidence))
         root = ""
         if hugging_face is not None:
             with hugging_face.saved(found) as paths:
@@ -187,7 +175,7 @@ class _Counts:
                 self.num_recordings_partial += 1
             elif recording.rejects:
                 self.num_recordings_rejected += 1
-            self.num_recordings_pending += bool(recording.num_pending)
+            self.num_recordings_pending += bool(recording.is_pending)
             self._name(recording)
             if has_rows:
                 yield recording
@@ -197,7 +185,7 @@ class _Counts:
             {"start_s": row["start_s"], "end_s": row["end_s"], "reason": row["message"]}
             for row in recording.rejects
         ]
-        if recording.num_pending:
+        if recording.is_pending:
             missing.append({"start_s": None, "end_s": None, "reason": "not done yet"})
         room = _MOST_INCOMPLETE - len(self.incomplete)
         self.incomplete += [{"recording_id": recording.recording_id} | part for part in missing[:room]]

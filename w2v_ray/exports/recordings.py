@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Recording", "Segment", "Word", "make_recording"]
+from w2v_ray.exports.rows import Planned, read_rows
+
+__all__ = ["Recording", "Segment", "Word", "read_recordings"]
 
 
 class Word(NamedTuple):
@@ -47,8 +49,8 @@ class Recording:
     segments: list[Segment]
     rejects: list[dict[str, Any]]
     """Rows of ``rejects/``, by time."""
-    num_pending: int
-    """Shards with a part of it that are not published."""
+    is_pending: bool
+    """Whether a part of it is not published yet."""
     num_unsure: int = 0
     """Segments left out for their confidence."""
 
@@ -65,44 +67,73 @@ class Recording:
             yield channel, dataclasses.replace(self, segments=segments)
 
 
-def make_recording(
-    recording_id: str,
-    rows: pa.Table,
-    rejects: pa.Table,
-    *,
-    is_member: bool,
-    num_pending: int,
-    min_confidence: float | None,
-) -> Recording:
-    """Turns the rows of a recording, and its rejects, into its segments.
+def read_recordings(
+    planned: Planned, recording_ids: Collection[str] | None, *, min_confidence: float | None
+) -> Iterator[Recording]:
+    """Yields the recordings of an output, in the order of its plan, with what is published of each.
 
     Args:
-        recording_id: Its id.
-        rows: Of the table, without some of its columns.
-        rejects: Of the schema REJECT.
-        is_member: See `Recording`.
-        num_pending: See `Recording`.
+        planned: What the plans say.
+        recording_ids: The recordings to read; None: all.
         min_confidence: Segments less sure than this, or with nothing to be sure of, are left out.
+
+    Raises:
+        OutputError: A file of the output cannot be read.
     """
-    failed = rejects.to_pylist()
+    rows = _by_recording(read_rows(planned, planned.table, recording_ids))
+    rejects = _by_recording(read_rows(planned, "rejects", recording_ids))
+    row, reject = next(rows, None), next(rejects, None)
+    wanted = None if recording_ids is None else set(recording_ids)
+    for recording_id in planned.recording_ids:
+        if wanted is not None and recording_id not in wanted:
+            continue
+        own_rows = own_rejects = None
+        if row is not None and row[0] == recording_id:
+            own_rows, row = row[1], next(rows, None)
+        if reject is not None and reject[0] == recording_id:
+            own_rejects, reject = reject[1], next(rejects, None)
+        yield _recording(planned, recording_id, own_rows, own_rejects, min_confidence)
+    assert row is None, f"{row[0]!r} is in no plan or not in its order"
+    assert reject is None, f"{reject[0]!r} is in no plan or not in its order"
+
+
+def _by_recording(tables: Iterable[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of one recording after another, of tables that hold them together."""
+    for table in tables:
+        if table.num_rows:
+            runs = pc.run_end_encode(table.column("recording_id").combine_chunks())
+            begin = 0
+            for recording_id, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+                yield recording_id, table.slice(begin, end - begin)
+                begin = end
+
+
+def _recording(
+    planned: Planned,
+    recording_id: str,
+    rows: pa.Table | None,
+    rejects: pa.Table | None,
+    min_confidence: float | None,
+) -> Recording:
+    failed = [] if rejects is None else rejects.to_pylist()
     failed.sort(key=lambda row: row["start_s"] or 0.0)
-    if rows.num_rows:
+    first: dict[str, Any] = failed[0] if failed else {"uri": "", "metadata": None}
+    segments: list[Segment] = []
+    if rows is not None:
         first = rows.select(["uri", "metadata"]).slice(0, 1).to_pylist()[0]
-    else:
-        first = failed[0] if failed else {"uri": "", "metadata": None}
-    segments = _segments(rows)
-    segments.sort(key=lambda segment: (_channel_order(segment.channel), segment.start_s, segment.end_s))
+        segments = _segments(rows)
+        segments.sort(key=lambda segment: (_channel_order(segment.channel), segment.start_s, segment.end_s))
     sure = segments
     if min_confidence is not None:
         sure = [s for s in segments if s.confidence is not None and s.confidence >= min_confidence]
     return Recording(
         recording_id=recording_id,
         uri=first["uri"],
-        is_member=is_member,
+        is_member=recording_id in planned.members,
         metadata=json.loads(first["metadata"] or "{}"),
         segments=sure,
         rejects=failed,
-        num_pending=num_pending,
+        is_pending=recording_id in planned.pending,
         num_unsure=len(segments) - len(sure),
     )
 

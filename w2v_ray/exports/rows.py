@@ -1,4 +1,4 @@
-"""The rows of each recording, read from an output shard by shard, in the order of its plan.
+"""What an output holds: its recordings in the order of its plans, and their rows, read shard by shard.
 
 A recording may lie in many shards: time ranges of one follow each other, and a part that was tried again
 comes with a later plan. A few shards are held at a time, and the next ones are fetched meanwhile.
@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,49 +21,24 @@ from w2v_ray.errors import OutputError
 from w2v_ray.plan.records import published_shards, read_job, read_plans, table_of
 from w2v_ray.schema import REJECT, TABLES
 
-__all__ = ["Part", "Planned", "read_parts", "read_planned"]
+__all__ = ["Planned", "read_planned", "read_rows"]
 
-_WANTED = {
-    *("recording_id", "uri", "metadata"),
-    *("segment_id", "channel", "start_s", "end_s", "text", "confidence", "score", "words"),
-}
 _THREADS = 8
 _AHEAD = 4  # shards fetched before they are needed
 _HELD = 16  # at once: more than a recording that was tried again needs in most plans
 
 
 class Planned(NamedTuple):
-    """What the plans of an output say: its recordings, and which shards hold each."""
+    """What the plans of an output say of it."""
 
     output: str
     table: str
     recording_ids: list[str]
-    """In the order of the plans."""
-    shard_ids: list[str]
-    members: npt.NDArray[np.bool_]
-    """By recording: whether it is a part of a file."""
-    shards: npt.NDArray[np.int64]
-    """Positions in ``shard_ids``, recording after recording."""
-    offsets: npt.NDArray[np.int64]
-    """Where each recording begins in ``shards``, and the end."""
-
-
-class Part(NamedTuple):
-    """What is published of a recording."""
-
-    recording_id: str
-    is_member: bool
-    rows: pa.Table
-    rejects: pa.Table
-    num_pending: int
-    """Shards of it that are not published."""
-
-
-class _Shard(NamedTuple):
-    rows: pa.Table
-    rejects: pa.Table
-    rows_of: dict[str, list[int]]
-    rejects_of: dict[str, list[int]]
+    """In the order in which they were planned first."""
+    members: set[str]
+    """Those whose audio is a part of a file, such as a member of a tar."""
+    pending: set[str]
+    """Those of which an item is not published."""
 
 
 def read_planned(output: str) -> Planned:
@@ -76,80 +50,73 @@ def read_planned(output: str) -> Planned:
     if (reason := stores.refusal(output)) is not None:
         raise OutputError(f"output {output!r} {reason}")
     output = stores.canonical(output)
-    _, job = read_job(output)
+    table = table_of(read_job(output)[1])
     items, _ = read_plans(output, ["shard_id", "recording_id", "byte_offset"])
     if not items.num_rows:
         raise OutputError(f"output {output!r} holds no plan; name the output of a job that has started")
-    recordings = items.column("recording_id").combine_chunks().dictionary_encode()
-    shards = items.column("shard_id").combine_chunks().dictionary_encode()
-    codes = recordings.indices.to_numpy().astype(np.int64)
-    # Codes are in the order of first appearance, so that pairs in their order are in that of the plan.
-    pairs = np.unique(codes * len(shards.dictionary) + shards.indices.to_numpy())
-    owners, of_owner = np.divmod(pairs, len(shards.dictionary))
-    members = np.zeros(len(recordings.dictionary), bool)
-    members[codes] = pc.is_valid(items.column("byte_offset")).to_numpy()
+    recordings = items.column("recording_id").combine_chunks()
+    is_member = pc.is_valid(items.column("byte_offset").combine_chunks())
+    published = pa.array(published_shards(output, table), pa.string())
+    is_pending = pc.invert(pc.is_in(items.column("shard_id").combine_chunks(), value_set=published))
     return Planned(
         output=output,
-        table=table_of(job),
-        recording_ids=recordings.dictionary.to_pylist(),
-        shard_ids=shards.dictionary.to_pylist(),
-        members=members,
-        shards=of_owner,
-        offsets=np.searchsorted(owners, np.arange(len(recordings.dictionary) + 1)),
+        table=table,
+        recording_ids=pc.unique(recordings).to_pylist(),
+        members=set(recordings.filter(is_member).to_pylist()),
+        pending=set(recordings.filter(is_pending).to_pylist()),
     )
 
 
-def read_parts(planned: Planned, only: Collection[str] | None, *, characters: bool) -> Iterator[Part]:
-    """Yields what is published of each recording, in the order of the plan.
+def read_rows(planned: Planned, table: str, recording_ids: Collection[str] | None) -> Iterator[pa.Table]:
+    """Yields published rows in tables that hold whole recordings, in the order of `Planned`.
 
     Args:
         planned: What `read_planned` found.
-        only: Ids of the recordings to read; None: all.
-        characters: Whether rows come with the column of that name.
+        table: ``transcripts``, ``alignments`` or ``rejects``.
+        recording_ids: The recordings to read; None: all.
 
     Raises:
         OutputError: A file of the output cannot be read.
     """
-    wanted = list(range(len(planned.recording_ids)))
-    if only is not None:
-        numbers = {recording_id: number for number, recording_id in enumerate(planned.recording_ids)}
-        wanted = sorted(numbers[recording_id] for recording_id in only)
-    spans = [planned.shards[planned.offsets[number] : planned.offsets[number + 1]] for number in wanted]
-    order = list(dict.fromkeys(np.concatenate(spans).tolist() if spans else []))
-    with _Shards(planned, order, characters=characters) as shards:
-        for number, span in zip(wanted, spans, strict=True):
-            recording_id = planned.recording_ids[number]
-            rows, rejects = [shards.schema.empty_table()], [REJECT.empty_table()]
-            num_pending = 0
-            for index in span.tolist():
-                shard = shards.get(index)
-                if shard is None:
-                    num_pending += 1
-                    continue
-                if recording_id in shard.rows_of:
-                    rows.append(shard.rows.take(shard.rows_of[recording_id]))
-                if recording_id in shard.rejects_of:
-                    rejects.append(shard.rejects.take(shard.rejects_of[recording_id]))
-            yield Part(
-                recording_id=recording_id,
-                is_member=bool(planned.members[number]),
-                rows=pa.concat_tables(rows),
-                rejects=pa.concat_tables(rejects),
-                num_pending=num_pending,
-            )
+    items, _ = read_plans(planned.output, ["shard_id", "recording_id"])
+    recordings = items.column("recording_id").combine_chunks().dictionary_encode()
+    shards = items.column("shard_id").combine_chunks().dictionary_encode()
+    # Codes are in the order of first appearance, so that pairs in their order are in that of the plan.
+    codes = (
+        recordings.indices.to_numpy().astype(np.int64) * len(shards.dictionary) + shards.indices.to_numpy()
+    )
+    published = published_shards(planned.output, planned.table)
+    if table == "rejects":  # which may be there before their shard is done, and are none if it has none
+        published &= published_shards(planned.output, table)
+    is_there = pc.is_in(shards.dictionary, value_set=pa.array(published, pa.string())).to_numpy(False)
+    owners, holders = np.divmod(np.unique(codes), len(shards.dictionary))
+    is_wanted = is_there[holders]
+    if recording_ids is not None:
+        wanted = pa.array(recording_ids, pa.string())
+        is_wanted &= pc.is_in(recordings.dictionary, value_set=wanted).to_numpy(False)[owners]
+    owners, holders = owners[is_wanted], holders[is_wanted]
+    with _Shards(planned.output, table, shards.dictionary, list(dict.fromkeys(holders.tolist()))) as held:
+        for span in np.split(np.arange(len(owners)), np.flatnonzero(np.diff(owners)) + 1):
+            if len(span):
+                recording_id = recordings.dictionary[int(owners[span[0]])].as_py()
+                found = [held.rows_of(recording_id, shard) for shard in holders[span].tolist()]
+                yield pa.concat_tables(found)
+
+
+class _Shard(NamedTuple):
+    rows: pa.Table
+    of_recording: dict[str, list[int]]
 
 
 class _Shards:
-    """The shards that are needed now, and those that will be next."""
+    """The shards of a table that are needed now, and those that will be next."""
 
-    def __init__(self, planned: Planned, order: list[int], *, characters: bool) -> None:
-        self._planned, self._order = planned, order
+    def __init__(self, output: str, table: str, shard_ids: pa.Array, order: list[int]) -> None:
+        self._folder = stores.join(output, table)
+        self._schema = REJECT if table == "rejects" else TABLES[table]
+        self._shard_ids, self._order = shard_ids, order
         self._position = {shard: position for position, shard in enumerate(order)}
-        self._published = published_shards(planned.output, planned.table)
-        self._rejected = published_shards(planned.output, "rejects")
-        names = _WANTED | ({"characters"} if characters else set())
-        self.schema = pa.schema(field for field in TABLES[planned.table] if field.name in names)
-        self._held: OrderedDict[int, Future[_Shard | None]] = OrderedDict()
+        self._held: OrderedDict[int, Future[_Shard]] = OrderedDict()
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def __enter__(self) -> _Shards:
@@ -158,40 +125,28 @@ class _Shards:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def get(self, shard: int) -> _Shard | None:
-        """The shard at this position of the plan; None where it is not published."""
+    def rows_of(self, recording_id: str, shard: int) -> pa.Table:
+        """The rows of a recording in a shard, which is one of ``order``."""
         position = self._position[shard]
         for needed in self._order[position : position + 1 + _AHEAD]:
             if needed not in self._held:
-                self._held[needed] = self._pool.submit(self._read, self._planned.shard_ids[needed])
+                self._held[needed] = self._pool.submit(self._read, self._shard_ids[needed].as_py())
         self._held.move_to_end(shard)
         while len(self._held) > _HELD:
             self._held.popitem(last=False)
-        return self._held[shard].result()
+        found = self._held[shard].result()
+        return found.rows.take(pa.array(found.of_recording.get(recording_id, []), pa.int64()))
 
-    def _read(self, shard_id: str) -> _Shard | None:
-        if shard_id not in self._published:
-            return None
-        rows = _read_table(self._planned, self._planned.table, shard_id, self.schema)
-        rejects = REJECT.empty_table()
-        if shard_id in self._rejected:
-            rejects = _read_table(self._planned, "rejects", shard_id, REJECT)
-        return _Shard(rows, rejects, _by_recording(rows), _by_recording(rejects))
-
-
-def _read_table(planned: Planned, table: str, shard_id: str, schema: pa.Schema) -> pa.Table:
-    path = stores.join(planned.output, table, f"part-{shard_id}.parquet")
-    try:
-        with stores.open_range(path, None, None) as file:
-            return pq.read_table(file, columns=schema.names, use_threads=False).select(schema.names)
-    except Exception as error:  # each store has its own errors, and Arrow its own
-        raise OutputError(
-            f"{path!r} cannot be read ({stores.explain(error)}); restore it, or delete it and run again"
-        ) from error
-
-
-def _by_recording(rows: pa.Table) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for number, recording_id in enumerate(rows.column("recording_id").to_pylist()):
-        found.setdefault(recording_id, []).append(number)
-    return found
+    def _read(self, shard_id: str) -> _Shard:
+        path = stores.join(self._folder, f"part-{shard_id}.parquet")
+        try:
+            with stores.open_range(path, None, None) as file:
+                rows = pq.read_table(file, use_threads=False).select(self._schema.names)
+        except Exception as error:  # each store has its own errors, and Arrow its own
+            raise OutputError(
+                f"{path!r} cannot be read ({stores.explain(error)}); restore it, or delete it and run again"
+            ) from error
+        of_recording: dict[str, list[int]] = {}
+        for number, recording_id in enumerate(rows.column("recording_id").to_pylist()):
+            of_recording.setdefault(recording_id, []).append(number)
+        return _Shard(rows, of_recording)
