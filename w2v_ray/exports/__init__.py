@@ -139,10 +139,7 @@ def export(
             names = FileNames(planned.recording_ids, chosen.file)
             root = names.root
             for recording in found:
-                channels = list(recording.channels())
-                if chosen.per == "recording" or len(channels) == 1:
-                    channels = [(None, recording)]
-                for channel, part in channels:
+                for channel, part in _files(chosen, recording):
                     name = names.name(recording.recording_id, channel)
                     folder.add(name, _rendered(chosen, part, settings))
     return ExportSummary(
@@ -189,6 +186,15 @@ class _Counts:
             missing.append({"start_s": None, "end_s": None, "reason": "not done yet"})
         room = _MOST_INCOMPLETE - len(self.incomplete)
         self.incomplete += [{"recording_id": recording.recording_id} | part for part in missing[:room]]
+
+
+def _files(chosen: Format, recording: Recording) -> Iterator[tuple[int | None, Recording]]:
+    """What has a file of its own, and the channel in its name where there are several."""
+    channels = list(recording.channels())
+    if chosen.per == "recording" or len(channels) == 1:
+        yield None, recording
+    else:
+        yield from channels
 
 
 def _rendered(chosen: Format, recording: Recording, settings: CaptionSettings) -> str:

@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import IO, cast
 
 from w2v_ray import stores
+from w2v_ray.errors import OutputError
 
 __all__ = ["Folder"]
 
 _LOCAL_THREADS = 4
 _REMOTE_THREADS = 32
+_IN_MEMORY_BYTES = 128 << 20
 
 
 class Folder:
@@ -47,9 +49,13 @@ class Folder:
                 self._unfinished.popleft().result()
         finally:
             self._pool.shutdown(cancel_futures=True)
+            # What seeing that the folder can be written left there, if one may: it is no part of an export.
             if stores.is_local(self.path):
                 with contextlib.suppress(OSError):  # another export may be writing there
                     os.rmdir(os.path.join(stores.local_path(self.path), "_tmp"))
+            else:
+                with contextlib.suppress(OutputError):
+                    stores.remove(stores.join(self.path, "_tmp", "writable"))
 
     def add(self, name: str, text: str) -> None:
         """Publishes a small file soon, beside others."""
@@ -76,9 +82,12 @@ class Folder:
     def _publish(self, name: str, file: IO[str] | IO[bytes]) -> None:
         self.num_files += 1
         path = stores.join(self.path, name)
-        if not os.fstat(file.fileno()).st_size:
-            stores.publish(path, b"", root=self.path)
+        if os.fstat(file.fileno()).st_size <= _IN_MEMORY_BYTES:
+            with open(file.fileno(), "rb", closefd=False) as again:
+                again.seek(0)
+                stores.publish(path, again.read(), root=self.path)
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            # As good as bytes to who writes it or sends slices of it, and not in memory as a whole.
+            # As good as bytes to who writes it or sends it in parts, which clients of stores do with files
+            # of this size; and not in memory as a whole.
             stores.publish(path, cast(bytes, data), root=self.path)
