@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -80,62 +81,58 @@ def read_recordings(
     Raises:
         OutputError: A file of the output cannot be read.
     """
-    rows = _by_recording(read_rows(planned, planned.table, recording_ids))
-    rejects = _by_recording(read_rows(planned, "rejects", recording_ids))
+    rows = _by_recording(read_rows(planned, planned.table, recording_ids), _segments)
+    rejects = _by_recording(read_rows(planned, "rejects", recording_ids), pa.Table.to_pylist)
     row, reject = next(rows, None), next(rejects, None)
     wanted = None if recording_ids is None else set(recording_ids)
     for recording_id in planned.recording_ids:
         if wanted is not None and recording_id not in wanted:
             continue
-        own_rows = own_rejects = None
-        if row is not None and row[0] == recording_id:
-            own_rows, row = row[1], next(rows, None)
-        if reject is not None and reject[0] == recording_id:
-            own_rejects, reject = reject[1], next(rejects, None)
-        yield _recording(planned, recording_id, own_rows, own_rejects, min_confidence)
-    assert row is None, f"{row[0]!r} is in no plan or not in its order"
-    assert reject is None, f"{reject[0]!r} is in no plan or not in its order"
+        uri, metadata = "", None
+        segments: list[Segment] = []
+        failed: list[dict[str, Any]] = []
+        if reject is not None and reject.recording_id == recording_id:
+            (_, uri, metadata, failed), reject = reject, next(rejects, None)
+        if row is not None and row.recording_id == recording_id:
+            (_, uri, metadata, segments), row = row, next(rows, None)
+        failed.sort(key=lambda row: row["start_s"] or 0.0)
+        segments.sort(key=lambda segment: (_channel_order(segment.channel), segment.start_s, segment.end_s))
+        sure = segments
+        if min_confidence is not None:
+            sure = [s for s in segments if s.confidence is not None and s.confidence >= min_confidence]
+        yield Recording(
+            recording_id=recording_id,
+            uri=uri,
+            is_member=recording_id in planned.members,
+            metadata=json.loads(metadata or "{}"),
+            segments=sure,
+            rejects=failed,
+            is_pending=recording_id in planned.pending,
+            num_unsure=len(segments) - len(sure),
+        )
+    assert row is None, f"{row.recording_id!r} is in no plan or not in its order"
+    assert reject is None, f"{reject.recording_id!r} is in no plan or not in its order"
 
 
-def _by_recording(tables: Iterable[pa.Table]) -> Iterator[tuple[str, pa.Table]]:
+class _Rows(NamedTuple):
+    """What a table says of a recording."""
+
+    recording_id: str
+    uri: str
+    metadata: str | None
+    rows: list[Any]
+
+
+def _by_recording(tables: Iterable[pa.Table], convert: Callable[[pa.Table], list[Any]]) -> Iterator[_Rows]:
     """The rows of one recording after another, of tables that hold them together."""
     for table in tables:
-        if table.num_rows:
-            runs = pc.run_end_encode(table.column("recording_id").combine_chunks())
-            begin = 0
-            for recording_id, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-                yield recording_id, table.slice(begin, end - begin)
-                begin = end
-
-
-def _recording(
-    planned: Planned,
-    recording_id: str,
-    rows: pa.Table | None,
-    rejects: pa.Table | None,
-    min_confidence: float | None,
-) -> Recording:
-    failed = [] if rejects is None else rejects.to_pylist()
-    failed.sort(key=lambda row: row["start_s"] or 0.0)
-    first: dict[str, Any] = failed[0] if failed else {"uri": "", "metadata": None}
-    segments: list[Segment] = []
-    if rows is not None:
-        first = rows.select(["uri", "metadata"]).slice(0, 1).to_pylist()[0]
-        segments = _segments(rows)
-        segments.sort(key=lambda segment: (_channel_order(segment.channel), segment.start_s, segment.end_s))
-    sure = segments
-    if min_confidence is not None:
-        sure = [s for s in segments if s.confidence is not None and s.confidence >= min_confidence]
-    return Recording(
-        recording_id=recording_id,
-        uri=first["uri"],
-        is_member=recording_id in planned.members,
-        metadata=json.loads(first["metadata"] or "{}"),
-        segments=sure,
-        rejects=failed,
-        is_pending=recording_id in planned.pending,
-        num_unsure=len(segments) - len(sure),
-    )
+        rows = convert(table)
+        ids, uris, texts = (table.column(name).to_pylist() for name in ("recording_id", "uri", "metadata"))
+        begin = 0
+        for recording_id, group in groupby(ids):
+            end = begin + sum(1 for _ in group)
+            yield _Rows(recording_id, uris[begin], texts[begin], rows[begin:end])
+            begin = end
 
 
 def _segments(rows: pa.Table) -> list[Segment]:

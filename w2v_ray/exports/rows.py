@@ -25,6 +25,7 @@ __all__ = ["Planned", "read_planned", "read_rows"]
 
 _THREADS = 8
 _AHEAD = 4  # shards fetched before they are needed
+_TOGETHER = 8  # whose rows are taken together
 _HELD = 16  # at once: more than a recording that was tried again needs in most plans
 
 
@@ -96,11 +97,23 @@ def read_rows(planned: Planned, table: str, recording_ids: Collection[str] | Non
         is_wanted &= pc.is_in(recordings.dictionary, value_set=wanted).to_numpy(False)[owners]
     owners, holders = owners[is_wanted], holders[is_wanted]
     with _Shards(planned.output, table, shards.dictionary, list(dict.fromkeys(holders.tolist()))) as held:
-        for span in np.split(np.arange(len(owners)), np.flatnonzero(np.diff(owners)) + 1):
-            if len(span):
-                recording_id = recordings.dictionary[int(owners[span[0]])].as_py()
-                found = [held.rows_of(recording_id, shard) for shard in holders[span].tolist()]
-                yield pa.concat_tables(found)
+        offsets: dict[int, int] = {}  # of the shards whose rows come next, where each begins in them
+        tables: list[pa.Table] = []
+        indices: list[int] = []
+        last = -1
+        for owner, holder in zip(owners.tolist(), holders.tolist(), strict=True):
+            if owner != last and len(tables) >= _TOGETHER and holder not in offsets:
+                yield pa.concat_tables(tables).take(pa.array(indices, pa.int64()))
+                offsets, tables, indices = {}, [], []
+            last = owner
+            shard = held.get(holder)
+            if holder not in offsets:
+                offsets[holder] = sum(table.num_rows for table in tables)
+                tables.append(shard.rows)
+            found = shard.of_recording.get(recordings.dictionary[owner].as_py(), [])
+            indices += [offsets[holder] + index for index in found]
+        if indices:
+            yield pa.concat_tables(tables).take(pa.array(indices, pa.int64()))
 
 
 class _Shard(NamedTuple):
@@ -125,8 +138,8 @@ class _Shards:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def rows_of(self, recording_id: str, shard: int) -> pa.Table:
-        """The rows of a recording in a shard, which is one of ``order``."""
+    def get(self, shard: int) -> _Shard:
+        """A shard, one of ``order``."""
         position = self._position[shard]
         for needed in self._order[position : position + 1 + _AHEAD]:
             if needed not in self._held:
@@ -134,8 +147,7 @@ class _Shards:
         self._held.move_to_end(shard)
         while len(self._held) > _HELD:
             self._held.popitem(last=False)
-        found = self._held[shard].result()
-        return found.rows.take(pa.array(found.of_recording.get(recording_id, []), pa.int64()))
+        return self._held[shard].result()
 
     def _read(self, shard_id: str) -> _Shard:
         path = stores.join(self._folder, f"part-{shard_id}.parquet")
