@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from w2v_ray.progress import Progress
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -117,6 +119,26 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, list[Progress]]:
+    """The output of the demo's archive, which no test may change, and what was said of its progress."""
+    from w2v_ray import JobConfig, demo, run
+
+    output = tmp_path_factory.mktemp("demo") / "out"
+    seen: list[Progress] = []
+    job = JobConfig(
+        inputs=demo.INPUTS,
+        output=str(output),
+        model=str(demo.CHECKPOINT),
+        shard_seconds=30,
+        keep_log_probs=8,
+    )
+    summary = run(job, on_progress=seen.append)
+    assert summary.num_items == summary.num_rows == 24
+    assert summary.num_rejects == 0
+    return output, seen
 
 
 @pytest.fixture(scope="session")

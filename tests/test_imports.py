@@ -44,10 +44,12 @@ plugin_rows -> errors packing schema stages
 plugin     -> decoder_config decoding hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
+exports    -> errors plan schema stores
 console    -> demo job metrics plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
-cli        -> align_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
+cli_export -> exports
+cli        -> align_config cli_decode cli_export cli_lm config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin", "plugin_align", "plugin_rows"}  # the rest runs and is tested without

@@ -59,19 +59,6 @@ def connected_speech(seconds: float) -> np.ndarray:
     return np.concatenate(pieces)[: int(seconds * schema.SAMPLE_RATE_HZ)]
 
 
-@pytest.fixture(scope="module")
-def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, list[Progress]]:
-    output = tmp_path_factory.mktemp("demo") / "out"
-    seen: list[Progress] = []
-    summary = run(
-        JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30, keep_log_probs=8),
-        on_progress=seen.append,
-    )
-    assert summary.num_items == summary.num_rows == 24
-    assert summary.num_rejects == 0
-    return output, seen
-
-
 def test_the_demo_archive_becomes_a_table(demo_run: tuple[Path, list[Progress]]) -> None:
     output, seen = demo_run
     files = sorted((output / "transcripts").iterdir())

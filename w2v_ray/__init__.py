@@ -46,6 +46,7 @@ __all__ = [
     "DecoderConfig",
     "EmptyAudioError",
     "EncodeError",
+    "ExportSummary",
     "FlaxCausalLMOutput",
     "FlaxWav2Vec2BaseModelOutput",
     "FlaxWav2Vec2ForCTC",
@@ -93,6 +94,7 @@ __all__ = [
     "XVectorOutput",
     "__version__",
     "align",
+    "export",
     "redecode",
     "run",
     "transcribe",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
     from w2v_ray.config import JobConfig, RedecodeConfig
     from w2v_ray.decoder_config import DecoderConfig
+    from w2v_ray.exports import ExportSummary, export
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import (
         AutoModel,
@@ -178,6 +181,7 @@ else:
         "AutoTokenizer": "w2v_ray.processors",
         "CausalLMOutput": "w2v_ray.models.outputs",
         "DecoderConfig": "w2v_ray.decoder_config",
+        "ExportSummary": "w2v_ray.exports",
         "FlaxCausalLMOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2BaseModelOutput": "w2v_ray.models.flax",
         "FlaxWav2Vec2ForCTC": "w2v_ray.models.flax",
@@ -216,6 +220,7 @@ else:
         "Wav2Vec2ProcessorWithLM": "w2v_ray.processors",
         "XVectorOutput": "w2v_ray.models.outputs",
         "align": "w2v_ray.plugin_align",
+        "export": "w2v_ray.exports",
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",

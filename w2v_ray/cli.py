@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_lm
+from w2v_ray import __version__, cli_export, cli_lm
 from w2v_ray.cli_decode import (
     add_decoder_arguments,
     add_decoder_workers,
@@ -52,6 +52,7 @@ examples:
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
+  w2v-ray export out --format srt --output captions
 """
 _REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
 
@@ -142,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what of a job's output is done, pending and rejected, in hours of audio.",
     )
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
+    cli_export.add_export(commands, common)
     cli_lm.add_commands(commands, common)
     return parser
 
@@ -318,6 +320,7 @@ def _status(args: argparse.Namespace) -> int:
 _COMMANDS = {
     "align": _align,
     "demo": _demo,
+    "export": cli_export.main,
     "lm": cli_lm.main,
     "redecode": _redecode,
     "run": _run,

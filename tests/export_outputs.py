@@ -1,0 +1,98 @@
+"""Outputs of rows that a test says, published by what publishes those of a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from w2v_ray.plan import records
+from w2v_ray.schema import ALIGNMENT, ERROR, ITEM, TRANSCRIPT
+from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
+
+Row = dict[str, Any]
+
+WORD_S = 0.3
+
+
+def spoken(text: str, start_s: float, *, confidence: float = 0.75) -> list[Row]:
+    """Words of a third of a second, and a gap of a tenth between them."""
+    return [
+        {
+            "word": word,
+            "start_s": start_s + number * (WORD_S + 0.1),
+            "end_s": start_s + number * (WORD_S + 0.1) + WORD_S,
+            "confidence": confidence,
+        }
+        for number, word in enumerate(text.split())
+    ]
+
+
+def segment(text: str, start_s: float, end_s: float, **values: Any) -> Row:
+    """A row of transcripts whose words begin a tenth of a second after it does."""
+    confidence = values.get("confidence", 0.75)
+    words = spoken(text, start_s + 0.1, confidence=confidence or 0.0)
+    row = {"text": text, "start_s": start_s, "end_s": end_s, "words": words, "confidence": confidence}
+    return {"duration_s": end_s - start_s} | row | values
+
+
+def failed(start_s: float | None, end_s: float | None, message: str = "no audio") -> Row:
+    """A row that failed; without times, an item that did."""
+    error = {"stage": "decode_audio", "error_class": "DecodeError", "message": message}
+    return {"start_s": start_s, "end_s": end_s, "error": error}
+
+
+def item(recording_id: str, rows: Sequence[Row], **values: Any) -> Row:
+    """An item of the plan, with the rows that it became."""
+    known = {"recording_id": recording_id, "uri": recording_id, "planned_s": 60.0, "generation": 1}
+    return known | values | {"rows": rows}
+
+
+def made_output(
+    output: Path | str,
+    shards: Sequence[Sequence[Row]],
+    *,
+    table: str = "transcripts",
+    unpublished: Sequence[int] = (),
+) -> str:
+    """Plans shards of items, publishes all but some, and returns the output.
+
+    The plan holds the shards in their order.
+    """
+    job: dict[str, records.Json] = {"model": "m"} | ({} if table == "transcripts" else {"table": table})
+    fingerprint = records.claim_output(str(output), job)
+    names = [f"{number:020x}" for number in range(len(shards))]
+    planned = [
+        entry | {"shard_id": name, "item_index": index, "fingerprint": f"{name}-{index}"}
+        for name, items in zip(names, shards, strict=True)
+        for index, entry in enumerate(items)
+    ]
+    assert records.publish_plan(str(output), pa.Table.from_pylist(planned, ITEM), 1)
+    columns = TRANSCRIPT if table == "transcripts" else ALIGNMENT
+    needed = [pa.field("segment_id", pa.string()), pa.field("segment_index", pa.int32())]
+    fields = {field.name: field for field in [*ITEM, *needed, *columns, pa.field("error", ERROR)]}
+    write = WriteParquet(WriteParquetConfig(output=str(output), job_fingerprint=fingerprint, table=table))
+    for number, name in enumerate(names):
+        if number in unpublished:
+            continue
+        rows = [
+            entry
+            | {"start_s": None, "end_s": None}
+            | row
+            | {"segment_index": index, "segment_id": segment_id}
+            for entry in planned
+            if entry["shard_id"] == name
+            for index, row in enumerate(entry["rows"])
+            for segment_id in [
+                f"{entry['recording_id']}@{row['start_s']}" if row["start_s"] is not None else None
+            ]
+        ]
+        write(pa.Table.from_pylist(rows, pa.schema(list(fields.values()))))
+    return str(output)
+
+
+def metadata(**values: object) -> str:
+    return json.dumps(values, ensure_ascii=False)
