@@ -34,7 +34,7 @@ __all__ = [
     "error_value",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
@@ -84,13 +84,20 @@ ITEM = pa.schema(
         _URI,
         _column("byte_offset", pa.int64(), "first byte in the file; null: the whole file", "bytes"),
         _column("byte_size", pa.int64(), "size of the file or of the member in it", "bytes"),
+        _column(
+            "container",
+            pa.string(),
+            "gzip: offset and size are of what it unpacks to; parquet:COLUMN, arrow:COLUMN: a value; or null",
+        ),
+        _column("row", pa.int64(), "row in the Parquet or Arrow file"),
         _column("version", pa.string(), "etag or modification time when planned"),
         _column("start_s", pa.float64(), "nominal start of the range; null: the beginning", "s"),
         _column("end_s", pa.float64(), "nominal end of the range; null: the end", "s"),
         _column("start_is_cut", pa.bool_(), "true: the start moves to the agreed silent cut"),
         _column("end_is_cut", pa.bool_(), "true: the end moves to the agreed silent cut"),
+        _column("channel", pa.int32(), "the one channel to take, from 0; null: as the job says"),
         _column("planned_s", pa.float64(), "length as planned, from the header or the size", "s"),
-        _column("fingerprint", pa.string(), "hash of id, uri, byte range, time range, size, version"),
+        _column("fingerprint", pa.string(), "hash of id, uri, byte range, row, time range, channel, version"),
         _METADATA,
     ]
 )

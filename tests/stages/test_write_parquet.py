@@ -139,7 +139,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
 def test_the_footer_is_a_record_that_can_be_checked(tmp_path: Path) -> None:
     summary = write(tmp_path)
     found = footer(tmp_path / "transcripts" / "part-abc123.parquet")
-    assert found["w2v_ray.schema_version"] == "2"
+    assert found["w2v_ray.schema_version"] == "3"
     assert found["w2v_ray.job_fingerprint"] == "job1"
     record = json.loads(found["w2v_ray.shard"])
     rejects = (tmp_path / "rejects" / "part-abc123.parquet").read_bytes()
