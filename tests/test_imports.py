@@ -26,12 +26,13 @@ models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
 inference  -> audio errors hub models processors text
-inputs     -> audio errors schema stores
+containers -> errors stores
+inputs     -> audio containers errors schema stores
 plan       -> audio errors inputs schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio decoder_config errors models processors schema stores text
+stages     -> audio containers decoder_config errors models processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub plan processors stores text

@@ -81,9 +81,11 @@ def make_items(entries: pa.Table, shard_seconds: float, *, cut_long: bool = True
         A table of the schema ITEM, shard after shard.
     """
     items = _cut(entries, shard_seconds if cut_long else math.inf)
+    is_inside = pc.is_valid(items.column("container"))  # and read whole, whatever its size
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
-    sizes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
-    num_bytes = pc.if_else(is_whole, sizes, 0).to_pylist()
+    sizes = pc.fill_null(items.column("byte_size"), 0)
+    in_place = pc.if_else(is_whole, pc.min_element_wise(sizes, _MAX_WHOLE_BYTES), 0)
+    num_bytes = pc.if_else(is_inside, sizes, in_place).to_pylist()
     fingerprints = items.column("fingerprint").to_pylist()
     shard_ids: list[str] = []
     indices: list[int] = []
