@@ -39,6 +39,7 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         output: s3://bucket/out
         model: org/name
         revision: "1.0"
+        audio_column: sound
         device: cuda:1
         attn_implementation: eager
         dtype: bfloat16
@@ -67,6 +68,7 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         output="s3://bucket/out",
         model="org/name",
         revision="1.0",
+        audio_column="sound",
         device="cuda:1",
         attn_implementation="eager",
         dtype="bfloat16",
@@ -254,6 +256,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "output": "elsewhere",
         "model": "other",
         "revision": "main",
+        "audio_column": "sound",
         "device": "cpu",
         "attn_implementation": "eager",
         "dtype": "float16",

@@ -28,13 +28,14 @@ models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
 inference  -> audio errors hub models processors text
-inputs     -> audio errors schema stores
+containers -> errors stores
+inputs     -> audio containers errors schema stores
 plan       -> audio crash_points errors inputs parts schema stores
 output     -> crash_points errors parts plan schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio crash_points decoder_config errors models parts processors schema stores text
+stages     -> audio containers crash_points decoder_config errors models parts processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub output plan processors stores text

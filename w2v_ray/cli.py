@@ -154,11 +154,16 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="folder, glob, audio file, .txt list, .jsonl manifest or WebDataset .tar; path or fsspec URL",
+        help="folder, glob, audio file, list, manifest, table, tar or dataset (docs/inputs.md); path or URL",
     )
     parser.add_argument("--output", required=True, metavar="OUT", help="folder or URL to write")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--audio-column",
+        metavar="NAME",
+        help="column of a table that holds or names the audio (default: found)",
+    )
     choices = {
         "device": ("auto, cpu, cuda or cuda:N", None),
         "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),

@@ -35,7 +35,7 @@ class JobConfig(DecoderConfig):
     """
 
     inputs: tuple[str, ...]
-    """Folders, globs, audio files, file lists, JSONL manifests or WebDataset tars: paths or fsspec URLs."""
+    """Folders, files, lists, manifests, tars, Parquet files or datasets: paths, globs or fsspec URLs."""
 
     output: str
     """The folder, or fsspec URL of one, that receives ``transcripts/``, ``rejects/`` and the plan."""
@@ -45,6 +45,9 @@ class JobConfig(DecoderConfig):
 
     revision: str | None = None
     """The branch, tag or commit of a hub repository; null takes its default branch."""
+
+    audio_column: str | None = None
+    """The column of tables that holds or names the audio; null finds it by its name and type."""
 
     device: str = "auto"
     """Where the encoder runs: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
@@ -88,6 +91,8 @@ class JobConfig(DecoderConfig):
         for name, text in paths:
             if not text.strip():
                 raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
+        if self.audio_column == "":
+            raise ConfigError("audio_column is '', expected the name of a column; name one, or leave it out")
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(
                 f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"

@@ -91,6 +91,7 @@ def prepare(job: JobConfig) -> Plan:
         shard_seconds=job.shard_seconds,
         job=job.fingerprint_fields() | content,
         cut_long=not isinstance(job, AlignConfig),  # a text belongs to the whole of its recording
+        audio_column=job.audio_column,
     )
     if job.keep_log_probs is not None:
         frame_s = vocabulary.seconds_per_frame

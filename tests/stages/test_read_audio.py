@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError
 from w2v_ray.schema import DAMAGE_KEY, ITEM, READ
+from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 
 DATA = bytes(range(256)) * 8
@@ -158,3 +164,66 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
 def test_settings_have_bounds(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         ReadAudioConfig(**changes)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "aiff"])
+def test_a_range_costs_its_own_bytes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.1, 16_000 * 600).astype(np.float32)
+    soundfile.write(tmp_path / f"a.{kind}", noise, 16_000)
+    uri, size = str(tmp_path / f"a.{kind}"), (tmp_path / f"a.{kind}").stat().st_size
+    num_bytes = 0
+    pread = os.pread
+
+    def counting(descriptor: int, wanted: int, offset: int) -> bytes:
+        nonlocal num_bytes
+        data = pread(descriptor, wanted, offset)
+        num_bytes += len(data)
+        return data
+
+    monkeypatch.setattr(os, "pread", counting)
+    row = {"uri": uri, "byte_size": size, "start_s": 300.0, "end_s": 302.0}
+    result = DecodeAudio(DecodeAudioConfig())(ReadAudio()(items(row)))
+    assert result["error"].to_pylist() == [None]
+    samples = np.frombuffer(result["samples"][0].as_py(), np.float32)
+    np.testing.assert_allclose(samples, noise[16_000 * 300 : 16_000 * 302], atol=1e-4)
+    assert size > 15 << 20
+    assert num_bytes <= 4 << 20  # a MiB at the header and at each place that is looked for
+
+
+def test_values_of_tables_and_files_are_read_together(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"sound": [b"one", None, b"three"]}), tmp_path / "t.parquet")
+    (tmp_path / "a.wav").write_bytes(DATA)
+    value = {"uri": str(tmp_path / "t.parquet"), "container": "parquet:sound"}
+    rows = [
+        value | {"row": 2},
+        {"uri": str(tmp_path / "a.wav"), "byte_size": len(DATA)},
+        value | {"row": 0},
+        value | {"row": 1},
+        value | {"row": 7},
+        value | {"row": 0, "container": "zip:sound"},
+        value | {"row": 0, "container": "parquet:noise"},
+    ]
+    results = read(items(*rows))
+    assert [data for data, _ in results] == [b"three", DATA, b"one", None, None, None, None]
+    complaints = [
+        "row 1 of .* has no audio in its column 'sound'",
+        "has 3 rows where row 7 was planned: it has changed",
+        "is planned as 'zip:sound', which is not read here",
+        "has no column 'noise'",
+    ]
+    for (_, message), complaint in zip(results[3:], complaints, strict=True):
+        assert re.search(complaint, message or "")
+
+
+def test_a_value_that_is_too_large_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2v_ray.containers.reading.MAX_VALUE_BYTES", 4)
+    pq.write_table(pa.table({"sound": [b"four", b"fives"]}), tmp_path / "t.parquet")
+    value = {"uri": str(tmp_path / "t.parquet"), "container": "parquet:sound"}
+    (data, _), (none, message) = read(items(value | {"row": 0}, value | {"row": 1}))
+    assert (data, none) == (b"four", None)
+    assert "has 5 bytes where at most 4 are read; give it a file of its own" in (message or "")
+    (tmp_path / "t.tgz").write_bytes(gzip.compress(b"0123456789"))
+    member = {"uri": str(tmp_path / "t.tgz"), "container": "gzip", "byte_offset": 0}
+    results = read(items(member | {"byte_size": 4}, member | {"byte_size": 9}))
+    assert results[0] == (b"0123", None)
+    assert "has 9 bytes" in (results[1][1] or "")

@@ -1,4 +1,4 @@
-"""What the user named, as a stream of entries: folders, globs, files, lists, manifests and tars.
+"""What the user named, as a stream of entries: folders, files, lists, tables, tars and datasets.
 
 Nothing is decoded here, and nothing is left out silently: files that are not taken are counted.
 """

@@ -33,13 +33,19 @@ class Entry(NamedTuple):
     byte_offset: int | None = None
     """First byte in the file; None: the whole file."""
     byte_size: int | None = None
-    """Bytes of the file or member; None where there was no such file."""
+    """Bytes of the file or member; None where there was no such file, or a value's size is not known."""
+    container: str | None = None
+    """``gzip``: offset and size count in the unpacked stream; ``parquet:COLUMN`` or ``arrow:COLUMN``."""
+    row: int | None = None
+    """Of the Parquet or Arrow file."""
     version: str | None = None
     """Of the file: modification time or etag."""
     start_s: float | None = None
     """Start of the range in seconds; None: the beginning."""
     end_s: float | None = None
     """End of the range in seconds; None: the end."""
+    channel: int | None = None
+    """The one channel to take, from 0; None: as the job says."""
     duration_s: float | None = None
     """Seconds of the recording or range as far as the input says."""
     metadata: str | None = None

@@ -1,6 +1,7 @@
 """What each INPUT argument means, and the entries behind it in a fixed order.
 
-Folders give tars and what looks like audio by its name; a file that is named itself is always taken.
+Folders give tars, Parquet files and what looks like audio by its name, unless they are datasets as a whole; a
+file that is named itself is always taken.
 """
 
 from __future__ import annotations
@@ -8,45 +9,73 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from w2v_ray import stores
 from w2v_ray.errors import InputError
 from w2v_ray.inputs.entries import AUDIO_EXTENSIONS, Entry, extension, file_entry
+from w2v_ray.inputs.hf_datasets import SCHEME, is_saved_dataset, read_named_dataset, read_saved_dataset
+from w2v_ray.inputs.kaldi import is_kaldi, read_scp
+from w2v_ray.inputs.lhotse import is_shar, read_shar
 from w2v_ray.inputs.manifests import read_list, read_manifest
-from w2v_ray.inputs.tars import index_tar
+from w2v_ray.inputs.parquet import read_parquet
+from w2v_ray.inputs.tables import read_table
+from w2v_ray.inputs.tars import index_tar, is_tar
 
 __all__ = ["list_inputs"]
 
 _TAR_THREADS = 8
 _AHEAD = 64  # files looked at while a tar before them is being indexed
-_NOT_READ = {".csv", ".tsv", ".parquet", ".scp", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+_LISTS = (".txt", ".lst")
+_TABLES = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz")
+_MANIFESTS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson")
+_NOT_READ = {".arrow", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 
-_Found = stores.FileInfo | Entry
+_Found = stores.FileInfo | Entry | None  # a file, or what is known of a recording; None: planned already
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """What listing needs to know everywhere."""
+
+    skipped: Counter[str]
+    planned: Collection[tuple[str, str | None, str | None]]
+    audio_column: str | None
+
+
 def list_inputs(
-    inputs: Sequence[str], *, skipped: Counter[str], planned_tars: Collection[tuple[str, str | None]] = ()
+    inputs: Sequence[str],
+    *,
+    skipped: Counter[str],
+    planned: Collection[tuple[str, str | None, str | None]] = (),
+    audio_column: str | None = None,
 ) -> Iterator[Entry]:
     """Every recording that the inputs name, in order; one that is named twice is yielded twice.
 
     Args:
-        inputs: Folders, globs, audio files, ``.txt``/``.lst`` lists, ``.jsonl``/``.json`` manifests, tars.
+        inputs: Paths and URLs of folders, globs, audio files, ``.txt``/``.lst`` lists, CSV, TSV, JSON and
+            JSONL manifests, tars, Parquet files, saved Hugging Face datasets, Kaldi's and Lhotse's folders
+            and files; or ``hf-dataset://NAME``.
         skipped: Receives the number of files that were not taken, by reason.
-        planned_tars: Uri and version of tars that need not be looked into again.
+        planned: Uri, version and container of tars and Parquet or Arrow files that need not be looked into
+            again.
+        audio_column: The column of tables and key of manifests that holds or names the audio; None: found
+            by its name and type.
 
     Raises:
         InputError: An input does not exist, cannot be listed, or holds no audio.
     """
     if not inputs:
         raise InputError("no inputs are named; name a folder, a file, a list, a manifest or a tar")
+    listing = _Listing(skipped, planned, audio_column)
     for text in inputs:
-        if (reason := stores.refusal(text)) is not None:
+        if not text.startswith(SCHEME) and (reason := stores.refusal(text)) is not None:
             raise InputError(f"input {text!r} {reason}")
         skipped_before = Counter(skipped)
         is_empty = True
-        for entry in _contents(_named(text, skipped), skipped, planned_tars):
+        for entry in _contents(_named(text, listing), listing):
             is_empty = False
             if entry is not None:
                 yield entry
@@ -59,11 +88,14 @@ def list_inputs(
             )
 
 
-def _named(text: str, skipped: Counter[str]) -> Iterator[_Found]:
+def _named(text: str, listing: _Listing) -> Iterator[_Found]:
     """The files and finished entries behind one input."""
+    if text.startswith(SCHEME):
+        yield from read_named_dataset(text, column=listing.audio_column, planned=listing.planned)
+        return
     file = _ask(text, lambda: stores.info(text))
     if file is not None:
-        yield from _opened(file, skipped, is_named=True)
+        yield from _opened(file, listing, is_named=True)
         return
     if not any(character in text for character in "*?["):
         raise InputError(f"input {text!r} does not exist; check the path or URL")
@@ -74,54 +106,84 @@ def _named(text: str, skipped: Counter[str]) -> Iterator[_Found]:
     is_named = extension(text)[1:].isalnum()
     for match in matches:
         if match.kind != "folder" or "**" not in text:  # ** matches all that the folder holds, too
-            yield from _opened(match, skipped, is_named=is_named)
+            yield from _opened(match, listing, is_named=is_named)
 
 
-def _opened(file: stores.FileInfo, skipped: Counter[str], *, is_named: bool) -> Iterator[_Found]:
-    """What is in a folder, list or manifest, or else the file itself."""
-    kind = extension(file.uri)
+def _opened(file: stores.FileInfo, listing: _Listing, *, is_named: bool) -> Iterator[_Found]:
+    """What is in a folder, list, manifest or table, or else the file itself."""
+    name, column = file.uri.lower(), listing.audio_column
     if file.kind == "folder":
-        try:
-            for found in stores.list_files(file.uri):
-                yield from _taken(found, skipped)
-        except OSError as error:
-            place = error.filename or file.uri
-            message = (
-                f"{place!r} cannot be listed ({stores.explain(error)}); make it readable, or leave it out"
-            )
-            raise InputError(message) from error
+        yield from _in_folder(file.uri, listing)
     elif not is_named:
-        yield from _taken(file, skipped)
+        yield from _taken(file, listing)
     elif file.kind != "file":
         raise InputError(f"input {file.uri!r} is not a regular file; name a file or folder")
-    elif kind in (".txt", ".lst"):
-        yield from read_list(file.uri)
-    elif kind in (".jsonl", ".json"):
-        yield from read_manifest(file.uri)
-    elif kind in _NOT_READ:
+    elif name.endswith(_LISTS):
+        for found in read_list(file.uri):
+            yield from _listed(found, listing)
+    elif name.endswith(_TABLES):
+        yield from read_table(file.uri, path_key=column)
+    elif name.endswith(_MANIFESTS):
+        yield from read_manifest(file.uri, path_key=column)
+    elif name.endswith(".scp"):
+        yield from read_scp(file.uri)
+    elif extension(name) in _NOT_READ and not is_tar(name):
         raise InputError(
-            f"input {file.uri!r} is a {kind} file, which is not read; give a folder, an audio file, "
-            "a .txt list, a .jsonl manifest or an uncompressed .tar"
+            f"input {file.uri!r} is a {extension(name)} file, which is not read; give a folder, an audio "
+            "file, a .txt list, a .csv or .jsonl manifest, a .parquet, a .tar or a .tar.gz"
         )
     else:
-        yield file
+        yield from _listed(file, listing)
 
 
-def _taken(file: stores.FileInfo, skipped: Counter[str]) -> Iterator[stores.FileInfo]:
+def _in_folder(folder: str, listing: _Listing) -> Iterator[_Found]:
+    """What is in a folder: that of a dataset, or whatever lies below."""
+    column, planned = listing.audio_column, listing.planned
+    try:
+        if is_saved_dataset(folder):
+            yield from read_saved_dataset(folder, column=column, planned=planned)
+        elif is_kaldi(folder):
+            yield from read_scp(stores.join(folder, "wav.scp"))
+        elif is_shar(folder):
+            yield from read_shar(folder, listing.skipped)
+        else:
+            for found in stores.list_files(folder):
+                yield from _taken(found, listing)
+    except OSError as error:
+        place = error.filename or folder
+        message = f"{place!r} cannot be listed ({stores.explain(error)}); make it readable, or leave it out"
+        raise InputError(message) from error
+
+
+def _taken(file: stores.FileInfo, listing: _Listing) -> Iterator[_Found]:
     """A file that was not named itself, if its name says audio; else it is counted."""
-    kind = extension(file.uri)
-    if file.kind == "file" and (kind in AUDIO_EXTENSIONS or kind == ".tar"):
+    kind, skipped = extension(file.uri), listing.skipped
+    if file.kind == "file" and (kind in AUDIO_EXTENSIONS or is_tar(file.uri)):
         yield file
+    elif file.kind == "file" and kind == ".parquet":
+        yield from _parquet(file, listing, is_named=False)
     elif file.kind == "file":
         skipped[f"{kind} files" if kind else "files without an extension"] += 1
     elif file.kind != "folder":
         skipped["hidden names" if file.kind == "hidden" else "links or devices"] += 1
 
 
-def _contents(
-    files: Iterable[_Found], skipped: Counter[str], planned_tars: Collection[tuple[str, str | None]]
-) -> Iterator[Entry | None]:
-    """The entries of the files in their order, with several tars indexed at once; None for a planned tar."""
+def _listed(file: stores.FileInfo, listing: _Listing) -> Iterator[_Found]:
+    """A file that was named, by the user or in a list."""
+    if extension(file.uri) == ".parquet":
+        yield from _parquet(file, listing, is_named=True)
+    else:
+        yield file
+
+
+def _parquet(file: stores.FileInfo, listing: _Listing, *, is_named: bool) -> Iterator[Entry | None]:
+    return read_parquet(
+        file, column=listing.audio_column, skipped=listing.skipped, planned=listing.planned, is_named=is_named
+    )
+
+
+def _contents(files: Iterable[_Found], listing: _Listing) -> Iterator[Entry | None]:
+    """The entries of the files in their order, several tars indexed at once; None for what is planned."""
     queue: deque[Entry | Future[tuple[list[Entry], Counter[str]]]] = deque()
 
     def first() -> list[Entry]:
@@ -129,17 +191,19 @@ def _contents(
         if isinstance(head, Entry):
             return [head]
         entries, counts = head.result()
-        skipped.update(counts)
+        listing.skipped.update(counts)
         return entries
 
     pool = ThreadPoolExecutor(_TAR_THREADS)
     try:
         for file in files:
-            if isinstance(file, Entry):
+            if file is None:
+                yield None
+            elif isinstance(file, Entry):
                 queue.append(file)
-            elif extension(file.uri) != ".tar":
+            elif not is_tar(file.uri):
                 queue.append(file_entry(file))
-            elif (file.uri, file.version) in planned_tars:
+            elif any((file.uri, file.version, container) in listing.planned for container in (None, "gzip")):
                 yield None
             else:
                 queue.append(pool.submit(index_tar, file))

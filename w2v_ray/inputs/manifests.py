@@ -1,35 +1,22 @@
-"""Lists and manifests: one recording, or a time range of one, per line.
-
-A line that does not say what it has to stops planning, with its number. A file that does not exist does
-not: it is planned, and rejected when it is read.
-"""
+"""Lists and JSON manifests: one recording, or a time range of one, per line."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import os
-import posixpath
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
-from typing import TypeVar
+from functools import partial
+from itertools import chain
 
 from w2v_ray import stores
-from w2v_ray.errors import InputError, ReadError
-from w2v_ray.inputs.entries import Entry, encodable, metadata_json
-from w2v_ray.schema import DAMAGE_KEY
+from w2v_ray.errors import InputError
+from w2v_ray.inputs.entries import Entry, file_entry
+from w2v_ray.inputs.lhotse import is_cut, named_cut
+from w2v_ray.inputs.named_files import Named, folder_of, look_up, place_of, read_lines
+from w2v_ray.inputs.rows import make_entry, path_of
 
-__all__ = ["read_list", "read_manifest"]
-
-_CHUNK = 4096  # lines looked up together
-_REMOTE_THREADS = 32
-_KNOWN_KEYS = {"audio_filepath", "offset", "duration", DAMAGE_KEY}
+__all__ = ["read_list", "read_manifest", "read_objects"]
 
 _JSON = json.JSONDecoder(parse_constant=lambda name: None)  # NaN, which JSON does not have, is null
-
-_T = TypeVar("_T")
 
 
 def read_list(uri: str) -> Iterator[stores.FileInfo]:
@@ -38,44 +25,48 @@ def read_list(uri: str) -> Iterator[stores.FileInfo]:
     Raises:
         InputError: The list cannot be read, or names something that is no file.
     """
-    folder = _folder(uri)
-    named = ((_place(uri, number, line, folder), None) for number, line in _lines(uri))
-    for file, _ in _with_infos(uri, named):
-        yield file
+    folder = folder_of(uri)
+    named: Iterator[Named] = (
+        (place_of(uri, f"line {number} of {uri!r}", line, folder), file_entry)
+        for number, line in read_lines(uri)
+    )
+    for entry in look_up(uri, named):
+        yield stores.FileInfo(entry.uri, "file", entry.byte_size, entry.version)
 
 
-def read_manifest(uri: str) -> Iterator[Entry]:
-    """The entries of a manifest: JSON objects, one per line or all in one array.
+def read_manifest(uri: str, *, path_key: str | None = None) -> Iterator[Entry]:
+    """The entries of a manifest: JSON objects, one per line or all in one array, or Lhotse's cuts.
 
-    ``audio_filepath`` is needed. With an ``offset`` the entry is a time range, ``duration`` long; without,
-    ``duration`` is the length of the whole file. ``id`` or ``utt_id`` names the recording. All other keys
-    become metadata.
+    The file is named by ``path_key``, or else by the first of `rows.PATH_KEYS` that an object has. With an
+    ``offset`` the entry is a time range, ``duration`` long, and so it is with ``start`` and ``end``; without,
+    ``duration`` is the length of the whole file. ``id`` or ``utt_id`` names the recording, ``channel`` takes
+    one of its channels. All other keys become metadata.
 
     Raises:
         InputError: The manifest cannot be read, or a line lacks or garbles one of these keys.
     """
-    folder = _folder(uri)
-    named = ((_place(uri, line[0], _path(uri, *line), folder), line) for line in _objects(uri))
-    for file, (number, values) in _with_infos(uri, named):
-        yield _entry(uri, number, values, file)
+    yield from look_up(uri, _named(uri, path_key))
 
 
-def _lines(uri: str) -> Iterator[tuple[int, str]]:
-    try:
-        with (
-            stores.open_range(uri, None, None) as file,
-            io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape") as lines,
-        ):
-            for number, line in enumerate(lines, 1):
-                if text := line.strip():
-                    yield number, text
-    except ReadError as error:
-        raise InputError(str(error)) from error
+def _named(uri: str, path_key: str | None) -> Iterator[Named]:
+    folder = folder_of(uri)
+    for number, values in read_objects(uri):
+        where = f"line {number} of {uri!r}"
+        if is_cut(values):
+            path, make = named_cut(where, values)
+            yield place_of(uri, where, path, folder), make
+            continue
+        key, path = path_of(where, values, path_key)
+        yield place_of(uri, where, path, folder), partial(make_entry, where, values, key)
 
 
-def _objects(uri: str) -> Iterator[tuple[int, dict[str, object]]]:
-    """The objects, each with its line; in an array with its position, from 1."""
-    lines = _lines(uri)
+def read_objects(uri: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects, each with its line; in an array with its position, from 1.
+
+    Raises:
+        InputError: The file cannot be read, or a line is no object.
+    """
+    lines = read_lines(uri)
     number, line = next(lines, (1, ""))
     if not line:
         return
@@ -97,108 +88,3 @@ def _parse(uri: str, number: int, text: str) -> object:
     except ValueError as error:
         message = f"line {number} of {uri!r} is not JSON ({error}); write one object per line"
         raise InputError(message) from error
-
-
-def _path(uri: str, number: int, values: dict[str, object]) -> str:
-    path = values.get("audio_filepath")
-    if not isinstance(path, str) or not path:
-        raise InputError(
-            f"line {number} of {uri!r} has no text under 'audio_filepath' "
-            f"(its keys: {', '.join(values) or 'none'}); name the file there"
-        )
-    return path
-
-
-def _folder(uri: str) -> str:
-    """What relative paths in a list or manifest are relative to."""
-    return os.path.dirname(stores.local_path(uri)) if stores.is_local(uri) else uri.rpartition("/")[0]
-
-
-def _place(uri: str, number: int, path: str, folder: str) -> str:
-    """What ``path`` means in the list or manifest ``uri``, which lies in ``folder``."""
-    if (reason := stores.refusal(path)) is not None:
-        raise InputError(f"line {number} of {uri!r} names {path!r}, which {reason}")
-    if not stores.is_local(path):
-        return stores.canonical(path)
-    is_absolute = path.startswith(("/", "~")) or path[:7].lower() == "file://"
-    if stores.is_local(uri):
-        return stores.canonical(path if is_absolute else os.path.join(folder, path))
-    if is_absolute:  # not there on every worker, and perhaps a secret of this one
-        raise InputError(
-            f"line {number} of {uri!r} names the local path {path!r}, and a list in a store may only name "
-            "files in stores; copy the file there, or the list here"
-        )
-    protocol, _, folder = folder.partition("://")
-    return f"{protocol}://{posixpath.normpath(stores.join(folder, path))}"
-
-
-def _with_infos(uri: str, named: Iterable[tuple[str, _T]]) -> Iterator[tuple[stores.FileInfo, _T]]:
-    """Adds what the stores say about each file, and sees that there is at least one."""
-    named = iter(named)
-    num_files = num_found = 0
-    first = ""
-    with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
-        while chunk := list(islice(named, _CHUNK)):
-            places = list(dict.fromkeys(place for place, _ in chunk))  # many ranges may be of one file
-            in_threads = not all(stores.is_local(place) for place in places)
-            infos = dict(zip(places, (pool.map if in_threads else map)(_info, places), strict=True))
-            for place, rest in chunk:
-                file = infos[place]
-                if file.kind == "folder":
-                    raise InputError(
-                        f"{uri!r} names the folder {place!r}; name files, or give it as an input"
-                    )
-                first = first or place
-                num_files += 1
-                num_found += file.size is not None
-                yield file, rest
-    if num_files and not num_found:
-        raise InputError(
-            f"none of the {num_files} files that {uri!r} names exists (the first: {first!r}); correct the "
-            "paths, which are relative to its folder"
-        )
-
-
-def _info(place: str) -> stores.FileInfo:
-    try:
-        return stores.info(place) or stores.FileInfo(place, "file")
-    except PermissionError:
-        return stores.FileInfo(place, "file")  # reading it will say so
-    except Exception as error:  # each store has its own errors
-        message = f"{place!r} cannot be looked up ({stores.explain(error)}); check the store"
-        raise InputError(message) from error
-
-
-def _entry(uri: str, number: int, values: dict[str, object], file: stores.FileInfo) -> Entry:
-    start_s = _seconds(uri, number, values, "offset")
-    duration_s = _seconds(uri, number, values, "duration") or None  # some write 0 for unknown
-    end_s = None
-    recording_id = file.uri
-    if start_s is not None:
-        end_s = None if duration_s is None else round(start_s + duration_s, 6)
-        recording_id += f"#t={_number(start_s)},{'' if end_s is None else _number(end_s)}"
-    used = set(_KNOWN_KEYS)
-    for key in ("id", "utt_id"):
-        name = values.get(key)
-        if name is None or name == "":
-            continue
-        if isinstance(name, bool) or not isinstance(name, str | int):
-            raise InputError(f"line {number} of {uri!r} has {name!r} as {key!r}; give text")
-        recording_id = encodable(str(name))
-        used.add(key)
-        break
-    metadata = metadata_json({key: value for key, value in values.items() if key not in used})
-    return Entry(recording_id, file.uri, None, file.size, file.version, start_s, end_s, duration_s, metadata)
-
-
-def _seconds(uri: str, number: int, values: dict[str, object], key: str) -> float | None:
-    value = values.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise InputError(f"line {number} of {uri!r} has {value!r} as {key!r}; give seconds, 0 or more")
-    return float(value)
-
-
-def _number(seconds: float) -> str:
-    return f"{seconds:.6f}".rstrip("0").rstrip(".")

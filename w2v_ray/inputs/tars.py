@@ -1,24 +1,27 @@
 """The index of a tar: where each audio member lies, and what small files of the same name say about it.
 
 Headers are read and data is skipped; nothing is extracted and no link is followed. A tar must end as tars
-end: what is cut off, broken or hidden behind its end becomes an entry that reading will reject.
+end: what is cut off, broken or hidden behind its end becomes an entry that reading will reject. A gzipped tar
+is unpacked once to find its members, whose places are those in the unpacked stream.
 """
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from w2v_ray import stores
+from w2v_ray.containers import GzipStream, StreamDamage
 from w2v_ray.errors import InputError, ReadError
 from w2v_ray.inputs.entries import AUDIO_EXTENSIONS, Entry, escape, extension, metadata_json
 from w2v_ray.schema import DAMAGE_KEY
 
-__all__ = ["index_tar"]
+__all__ = ["index_tar", "is_tar"]
 
 _BLOCK = tarfile.BLOCKSIZE
 _LOCAL_BLOCK_BYTES = 1 << 13
@@ -26,6 +29,7 @@ _REMOTE_BLOCK_BYTES = 1 << 22  # small members follow each other: fewer requests
 _MAX_SIDECAR_BYTES = 1 << 16
 _MAX_EXTENSION_BYTES = 1 << 20
 
+_GZIPPED = (".tar.gz", ".tgz")
 _SIDECARS = {".json", ".txt", ".cls"}
 _LINKS = {tarfile.LNKTYPE, tarfile.SYMTYPE}
 _WITHOUT_DATA = _LINKS | {tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
@@ -37,10 +41,17 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
+    data: bytes
+    """Of a small file that says something about others; else empty."""
 
 
-class _Damage(Exception):
+class _Damage(StreamDamage):
     """What is wrong with a tar, as the end of a sentence."""
+
+
+def is_tar(name: str) -> bool:
+    """Whether a path or URL is that of a tar, perhaps gzipped, by its end."""
+    return name.lower().endswith((".tar", *_GZIPPED))
 
 
 def index_tar(tar: stores.FileInfo) -> tuple[list[Entry], Counter[str]]:
@@ -55,23 +66,28 @@ def index_tar(tar: stores.FileInfo) -> tuple[list[Entry], Counter[str]]:
     """
     index = _Index()
     damage = None
-    block_bytes = _LOCAL_BLOCK_BYTES if stores.is_local(tar.uri) else _REMOTE_BLOCK_BYTES
+    is_gzipped = tar.uri.lower().endswith(_GZIPPED)
+    block_bytes = _REMOTE_BLOCK_BYTES if is_gzipped or not stores.is_local(tar.uri) else _LOCAL_BLOCK_BYTES
     try:
         with stores.open_range(tar.uri, None, None, block_bytes=block_bytes) as file:
             try:
-                for member in _members(file, index.skipped):
-                    index.add(member, file)
-            except _Damage as error:
+                for member in _members(file, is_gzipped, index.skipped):
+                    index.add(member)
+            except StreamDamage as error:
                 damage = str(error)
     except ReadError as error:
         raise InputError(f"{error} (planning has to look into every tar)") from error
-    entries = index.entries(tar)
+    entries = index.entries(tar, "gzip" if is_gzipped else None)
     if damage is not None:
         text = (
             f"{tar.uri!r} {damage}; repair it, as only the {len(entries)} recordings before that are planned"
         )
         metadata = metadata_json({DAMAGE_KEY: text})
-        entries.append(Entry(tar.uri, tar.uri, None, tar.size, tar.version, None, None, 0.0, metadata))
+        entries.append(
+            Entry(
+                tar.uri, tar.uri, byte_size=tar.size, version=tar.version, duration_s=0.0, metadata=metadata
+            )
+        )
     return entries, index.skipped
 
 
@@ -83,22 +99,21 @@ class _Index:
         self._audio: list[_Member] = []
         self._sidecars: dict[str, dict[str, bytes]] = {}
 
-    def add(self, member: _Member, file: BinaryIO) -> None:
+    def add(self, member: _Member) -> None:
         kind = extension(member.name)
         if member.name.rpartition("/")[2].startswith("."):
             self.skipped["hidden members of tars"] += 1
         elif kind in AUDIO_EXTENSIONS:
             self._audio.append(member)
-        elif kind in _SIDECARS and member.size <= _MAX_SIDECAR_BYTES:
-            file.seek(member.offset)
-            self._sidecars.setdefault(member.name[: -len(kind)], {})[kind] = file.read(member.size)
+        elif _is_sidecar(member.name, member.size):
+            self._sidecars.setdefault(member.name[: -len(kind)], {})[kind] = member.data
         else:
             self.skipped[f"{kind} members of tars" if kind else "members of tars without an extension"] += 1
 
-    def entries(self, tar: stores.FileInfo) -> list[Entry]:
+    def entries(self, tar: stores.FileInfo, container: str | None) -> list[Entry]:
         entries = []
         times: Counter[str] = Counter()
-        for name, offset, size in self._audio:
+        for name, offset, size, _ in self._audio:
             times[name] += 1
             nth = (
                 f"#{times[name]}" if times[name] > 1 else ""
@@ -110,20 +125,29 @@ class _Index:
                     uri=tar.uri,
                     byte_offset=offset,
                     byte_size=size,
+                    container=container,
                     version=tar.version,
                     metadata=metadata_json(_metadata(sidecars)),
                 )
             )
-        keys = {name[: -len(extension(name))] for name, _, _ in self._audio}
+        keys = {name[: -len(extension(name))] for name, _, _, _ in self._audio}
         for key, sidecars in self._sidecars.items():
             if key not in keys:
                 self.skipped.update(f"{kind} members of tars" for kind in sidecars)
         return entries
 
 
-def _members(file: BinaryIO, skipped: Counter[str]) -> Iterator[_Member]:
-    """Walks the headers to the end of the file; raises _Damage where they cease to make sense."""
-    end = file.seek(0, io.SEEK_END)
+def _is_sidecar(name: str, size: int) -> bool:
+    return extension(name) in _SIDECARS and size <= _MAX_SIDECAR_BYTES
+
+
+def _members(packed: BinaryIO, is_gzipped: bool, skipped: Counter[str]) -> Iterator[_Member]:
+    """Walks the headers forward to the end; raises StreamDamage where they cease to make sense."""
+    file: BinaryIO
+    if is_gzipped:
+        file, end = cast(BinaryIO, GzipStream(packed)), math.inf
+    else:
+        file, end = packed, packed.seek(0, os.SEEK_END)
     position = 0
     name: str | None = None  # and a size: from headers that extend the next one
     size: int | None = None
@@ -131,7 +155,7 @@ def _members(file: BinaryIO, skipped: Counter[str]) -> Iterator[_Member]:
         file.seek(position)
         block = file.read(_BLOCK)
         if len(block) == _BLOCK and not block.strip(b"\0"):
-            return _check_end(file, position)
+            return _check_end(file, position + _BLOCK)
         header = _header(block, position)
         data_at = position + _BLOCK
         if header.type in _EXTENSIONS:
@@ -145,14 +169,18 @@ def _members(file: BinaryIO, skipped: Counter[str]) -> Iterator[_Member]:
                 name = path or name
             position = data_at + _padded(header.size)
             continue
-        member = _Member(name or header.name, data_at, header.size if size is None else size)
+        member = _Member(name or header.name, data_at, header.size if size is None else size, b"")
         name = size = None
         position = data_at
         if header.type in _LINKS:
             skipped["links in tars"] += 1
         if header.type not in _WITHOUT_DATA:
-            if data_at + member.size > end:
-                raise _Damage(f"is cut off inside its member {member.name!r}, at byte {end}")
+            data_end = data_at + member.size
+            if data_end <= end and _is_sidecar(member.name, member.size):
+                member = member._replace(data=file.read(member.size))
+            there = file.seek(data_end) if is_gzipped else end  # of a stream the end shows only there
+            if there < data_end:
+                raise _Damage(f"is cut off inside its member {member.name!r}, at byte {there}")
             position += _padded(member.size)
             yield member
 

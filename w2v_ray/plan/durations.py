@@ -52,13 +52,18 @@ def with_durations(entries: pa.Table, *, long_s: float, unknown_s: float) -> pa.
 
 def _duration_s(row: Mapping[str, Any], long_s: float, unknown_s: float) -> float:
     start_s = row["start_s"] or 0.0
+    if row["container"] is not None:  # cannot be opened in place, and so is never cut
+        return min(row["duration_s"] or _estimate_s(row), long_s)
     try:
         rest_s = max(0.0, _total_s(row, start_s + long_s) - start_s)
     except Exception:  # whatever it is: reading or decoding the item meets it again, and says so
-        bytes_per_s = 32_000 if extension(row["recording_id"]) in _UNCOMPRESSED else 8_000
-        estimate_s = (row["byte_size"] or 0) / bytes_per_s
-        return min(row["duration_s"] or estimate_s, unknown_s)
+        return min(row["duration_s"] or _estimate_s(row), unknown_s)
     return rest_s if row["end_s"] is None else min(rest_s, row["end_s"] - start_s)
+
+
+def _estimate_s(row: Mapping[str, Any]) -> float:
+    bytes_per_s = 32_000 if extension(row["recording_id"]) in _UNCOMPRESSED else 8_000
+    return float((row["byte_size"] or 0) / bytes_per_s)
 
 
 def _total_s(row: Mapping[str, Any], long_s: float) -> float:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -108,17 +109,19 @@ def make_plan(
     cut_long: bool = True,
     on_change: str = "refuse",
     settings: Mapping[str, Any] | None = None,
+    audio_column: str | None = None,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
     Args:
-        inputs: Folders, globs, audio files, lists, manifests and tars: paths or URLs.
+        inputs: What `list_inputs` takes: paths or URLs.
         output: Folder or URL of one; it must be new, empty, or the output of the same job.
         shard_seconds: Seconds of audio in a shard.
         job: The settings that decide what the rows are; an output keeps to them.
         cut_long: Whether a recording that is longer than a shard becomes several items.
         on_change: ``refuse`` recordings that have changed since they were planned, or plan them ``new``.
         settings: All settings of the job, to be kept in the output for those who take it up again.
+        audio_column: The column of tables that holds or names the audio; None: found by its name and type.
 
     Raises:
         InputError: An input does not exist or holds no audio, or two recordings have one id.
@@ -130,7 +133,7 @@ def make_plan(
     records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
-    listed = _listed(inputs, skipped, _tars(planned))
+    listed = _listed(inputs, skipped, _containers(planned), audio_column)
     kept = _first_of_each(listed)
     crash_point("plan.ready")
     while True:
@@ -241,9 +244,12 @@ def plan_of(
 
 
 def _listed(
-    inputs: Sequence[str], skipped: Counter[str], planned_tars: Collection[tuple[str, str | None]]
+    inputs: Sequence[str],
+    skipped: Counter[str],
+    planned: Collection[tuple[str, str | None, str | None]],
+    audio_column: str | None,
 ) -> pa.Table:
-    entries = list_inputs(inputs, skipped=skipped, planned_tars=planned_tars)
+    entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
         batches += _table(chunk).to_batches()
@@ -262,16 +268,18 @@ def _fingerprint(entry: Entry) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
 
 
-def _tars(planned: pa.Table) -> set[tuple[str, str | None]]:
-    """Uri and version of the tars whose members are planned, all of that version."""
+def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
+    """Uri, version and container of the files whose members or rows are planned, all of that version."""
     planned = planned.filter(newest_items(planned))
-    is_member = pc.is_valid(planned.column("byte_offset"))
+    is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
     is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
-    tars = planned.filter(pc.or_(is_member, is_damage)).group_by(["uri", "version"]).aggregate([])
-    versions = tars.group_by("uri").aggregate([("version", "count")])
-    mixed = versions.filter(pc.greater(versions.column("version_count"), 1)).column("uri")
-    tars = tars.filter(pc.invert(pc.is_in(tars.column("uri"), value_set=mixed.combine_chunks())))
-    return set(zip(tars.column("uri").to_pylist(), tars.column("version").to_pylist(), strict=True))
+    names = ["uri", "version", "container"]
+    files = planned.filter(pc.or_(is_inside, is_damage)).group_by(names).aggregate([])
+    versions = files.group_by("uri").aggregate([("version", "count_distinct", pc.CountOptions(mode="all"))])
+    is_mixed = pc.greater(versions.column("version_count_distinct"), 1)
+    mixed = versions.column("uri").filter(is_mixed).combine_chunks()
+    files = files.filter(pc.invert(pc.is_in(files.column("uri"), value_set=mixed)))
+    return set(zip(*(files.column(name).to_pylist() for name in names), strict=True))
 
 
 def _first_of_each(listed: pa.Table) -> pa.Table:
@@ -279,18 +287,21 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
     num_ids = pc.count_distinct(listed.column("recording_id")).as_py()
     if num_ids == listed.num_rows:
         return listed
-    numbered = listed.append_column("row", pa.array(range(listed.num_rows), pa.int64()))
-    firsts = numbered.group_by(["recording_id", "fingerprint"]).aggregate([("row", "min")])
+    numbered = listed.select(["recording_id", "fingerprint"])
+    numbered = numbered.append_column("position", pa.array(np.arange(listed.num_rows)))
+    firsts = numbered.group_by(["recording_id", "fingerprint"]).aggregate([("position", "min")])
     if firsts.num_rows > num_ids:
-        counts = firsts.group_by("recording_id").aggregate([("row_min", "min"), ("row_min", "max")])
-        clash = counts.filter(pc.not_equal(counts.column("row_min_min"), counts.column("row_min_max")))
-        rows = [clash.column(name)[0].as_py() for name in ("row_min_min", "row_min_max")]
+        extremes = [("position_min", "min"), ("position_min", "max")]
+        counts = firsts.group_by("recording_id").aggregate(extremes)
+        low, high = counts.column("position_min_min"), counts.column("position_min_max")
+        clash = counts.filter(pc.not_equal(low, high))
+        rows = [clash.column(name)[0].as_py() for name in ("position_min_min", "position_min_max")]
         one, other = (_described(listed.slice(row, 1).to_pylist()[0]) for row in rows)
         raise InputError(
             f"two recordings are called {clash.column('recording_id')[0].as_py()!r}: {one} and {other}; "
             "give each its own id"
         )
-    return listed.take(pa.array(sorted(firsts.column("row_min").to_pylist()), pa.int64()))
+    return listed.take(pa.array(np.sort(firsts.column("position_min").to_numpy())))
 
 
 def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str) -> pa.Table:
@@ -338,6 +349,7 @@ def _with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = {"uri": "file", "byte_size": "size", "version": "version", "byte_offset": "place in the tar"}
+    names |= {"container": "container", "row": "row", "channel": "channel"}
     changed = [key for key in names if old[key] != new[key]]
     return (
         ", ".join(f"{names[key]} {_shown(old[key])} -> {_shown(new[key])}" for key in changed) or "its range"

@@ -94,9 +94,11 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
     sizes = [items.num_rows]
     if partition_by is not None:
         items, sizes = _partitioned(items, partition_by)
+    is_inside = pc.is_valid(items.column("container"))  # and read whole, whatever its size
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
-    num_bytes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
-    weights = pc.if_else(is_whole, num_bytes, 0).to_pylist()
+    num_bytes = pc.fill_null(items.column("byte_size"), 0)
+    in_place = pc.if_else(is_whole, pc.min_element_wise(num_bytes, _MAX_WHOLE_BYTES), 0)
+    weights = pc.if_else(is_inside, num_bytes, in_place).to_pylist()
     seconds = items.column("planned_s").to_pylist()
     names = list(
         map("{}~{}".format, items.column("fingerprint").to_pylist(), items.column("generation").to_pylist())
