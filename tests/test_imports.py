@@ -17,10 +17,11 @@ ARROWS = """
 errors     ->
 schema     ->
 decoder_config -> errors
-config     -> decoder_config errors
+store_config -> errors
+config     -> decoder_config errors store_config
 align_config -> config decoder_config errors
 hub        -> errors
-stores     -> errors
+stores     -> errors store_config
 audio      -> errors hub
 models     -> errors hub
 text       -> errors hub stores

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
@@ -38,8 +36,7 @@ def read_list(uri: str) -> Iterator[stores.FileInfo]:
     Raises:
         InputError: The list cannot be read, or names something that is no file.
     """
-    folder = _folder(uri)
-    named = ((_place(uri, number, line, folder), None) for number, line in _lines(uri))
+    named = ((_place(uri, number, line), None) for number, line in _lines(uri))
     for file, _ in _with_infos(uri, named):
         yield file
 
@@ -54,8 +51,7 @@ def read_manifest(uri: str) -> Iterator[Entry]:
     Raises:
         InputError: The manifest cannot be read, or a line lacks or garbles one of these keys.
     """
-    folder = _folder(uri)
-    named = ((_place(uri, line[0], _path(uri, *line), folder), line) for line in _objects(uri))
+    named = ((_place(uri, line[0], _path(uri, *line)), line) for line in _objects(uri))
     for file, (number, values) in _with_infos(uri, named):
         yield _entry(uri, number, values, file)
 
@@ -109,27 +105,12 @@ def _path(uri: str, number: int, values: dict[str, object]) -> str:
     return path
 
 
-def _folder(uri: str) -> str:
-    """What relative paths in a list or manifest are relative to."""
-    return os.path.dirname(stores.local_path(uri)) if stores.is_local(uri) else uri.rpartition("/")[0]
-
-
-def _place(uri: str, number: int, path: str, folder: str) -> str:
-    """What ``path`` means in the list or manifest ``uri``, which lies in ``folder``."""
-    if (reason := stores.refusal(path)) is not None:
-        raise InputError(f"line {number} of {uri!r} names {path!r}, which {reason}")
-    if not stores.is_local(path):
-        return stores.canonical(path)
-    is_absolute = path.startswith(("/", "~")) or path[:7].lower() == "file://"
-    if stores.is_local(uri):
-        return stores.canonical(path if is_absolute else os.path.join(folder, path))
-    if is_absolute:  # not there on every worker, and perhaps a secret of this one
-        raise InputError(
-            f"line {number} of {uri!r} names the local path {path!r}, and a list in a store may only name "
-            "files in stores; copy the file there, or the list here"
-        )
-    protocol, _, folder = folder.partition("://")
-    return f"{protocol}://{posixpath.normpath(stores.join(folder, path))}"
+def _place(uri: str, number: int, path: str) -> str:
+    """What ``path`` means in the list or manifest ``uri``."""
+    try:
+        return stores.place_named_in(uri, path)
+    except ValueError as error:
+        raise InputError(f"line {number} of {uri!r} names {path!r}, which {error}") from error
 
 
 def _with_infos(uri: str, named: Iterable[tuple[str, _T]]) -> Iterator[tuple[stores.FileInfo, _T]]:

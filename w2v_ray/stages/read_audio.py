@@ -1,4 +1,4 @@
-"""Reading: the bytes of each item, fetched in threads, exactly as many as were planned.
+"""Reading: the bytes of each item, fetched in threads, exactly as many and of that version as were planned.
 
 Nothing is decoded. What is too large to hold, and ranges of files that several items share, stay where they
 are for `decode_audio` to open in place.
@@ -23,7 +23,7 @@ from w2v_ray.schema import DAMAGE_KEY, ERROR, READ, error_value
 __all__ = ["ReadAudio", "ReadAudioConfig"]
 
 _STAGE = "read_audio"
-_NEEDED = ["uri", "byte_offset", "byte_size", "start_s", "end_s", "metadata"]
+_NEEDED = ["uri", "byte_offset", "byte_size", "version", "start_s", "end_s", "metadata"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +93,8 @@ class ReadAudio:
             if damage is not None:
                 raise ReadError(damage)
         if size is None:  # it was not there when it was planned
-            with stores.open_range(uri, offset, None) as file:
+            with stores.open_range(uri, offset, None, version=row["version"]) as file:
                 size = file.seek(0, io.SEEK_END)
         if is_shared or size > self._config.whole_read_bytes:
             return None
-        return stores.read_range(uri, offset, size)
+        return stores.read_range(uri, offset, size, version=row["version"])
