@@ -14,6 +14,7 @@ from w2v_ray.cli_decode import (
     add_decoder_arguments,
     add_decoder_workers,
     add_redecode,
+    add_store_arguments,
     decoder_values,
     quieten_ray,
     redecode,
@@ -188,6 +189,7 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    add_store_arguments(parser)
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:

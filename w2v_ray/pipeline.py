@@ -22,6 +22,7 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
+from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoding import reachable
@@ -117,6 +118,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             num_gpus=pools.encoder_gpus,
             compute=ActorPoolStrategy(size=pools.num_encoders),
             **_ACTOR,
+            **_environment(),
         )
         return _decoded_and_written(ds, text, write, pools, keep=job.keep_log_probs)
 
@@ -151,6 +153,7 @@ def _decoded_and_written(
         num_cpus=pools.decoder_cpus,
         compute=ActorPoolStrategy(size=pools.num_decoders),
         **_ACTOR,
+        **_environment(),
     )
     return ds.map_batches(
         WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
@@ -159,6 +162,7 @@ def _decoded_and_written(
         num_cpus=pools.task_cpus,
         compute=ActorPoolStrategy(size=pools.num_writers),
         **_ACTOR,
+        **_environment(),
     )
 
 
@@ -272,7 +276,14 @@ def _task(pools: Pools) -> dict[str, Any]:
         "batch_format": "pyarrow",
         "compute": TaskPoolStrategy(size=pools.num_readers),
         "max_retries": _MAX_RETRIES,
+        **_environment(),
     }
+
+
+def _environment() -> dict[str, Any]:
+    """What tells worker processes how to ask stores, where this process was told something."""
+    variables = stores.in_use().environment()
+    return {"runtime_env": {"env_vars": variables}} if variables else {}
 
 
 @contextmanager
