@@ -37,7 +37,8 @@ frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub plan processors stores text
 pools      -> config errors
-pipeline   -> align_config config decoding errors hub job packing plan pools progress schema stages stores
+ray_auth   ->
+pipeline   -> align_config config decoding errors hub job packing plan pools progress ray_auth schema stages stores
 plugin_rows -> errors packing schema stages
 plugin     -> decoder_config decoding hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
@@ -46,9 +47,15 @@ console    -> demo job metrics plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
 cli        -> align_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
-"""
+"""  # noqa: E501
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
-MAY_IMPORT_RAY = {"pipeline", "plugin", "plugin_align", "plugin_rows"}  # the rest runs and is tested without
+MAY_IMPORT_RAY = {
+    "open_cluster",
+    "pipeline",
+    "plugin",
+    "plugin_align",
+    "plugin_rows",
+}  # the rest runs and is tested without
 
 
 def imported_names(module: str, source: str) -> Iterator[tuple[int, str]]:

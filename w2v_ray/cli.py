@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _KEPT_TOKENS = 8
+# Their lines for debugging hold the headers of requests, and so session tokens and signatures.
+_TALKATIVE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs", "urllib3")
 _EXIT_CODES = """\
 exit codes:
   0    all done
@@ -64,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("w2v_ray.ray_auth").setLevel(logging.WARNING)
+    for name in _TALKATIVE if args.debug else ():
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         return _COMMANDS[args.command](args)
     except KeyboardInterrupt:

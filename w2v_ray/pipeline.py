@@ -33,6 +33,7 @@ from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
+from w2v_ray.ray_auth import warn_of_open_cluster
 from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
@@ -302,6 +303,7 @@ def _all_cores(pools: Pools) -> int:
 def running_ray() -> Iterator[None]:
     """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
     if ray.is_initialized():
+        warn_of_open_cluster()
         yield
         return
     quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
@@ -311,6 +313,7 @@ def running_ray() -> Iterator[None]:
         include_dashboard=False,
     )
     try:
+        warn_of_open_cluster()
         yield
     finally:
         ray.shutdown()
