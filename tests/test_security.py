@@ -208,6 +208,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
+def test_a_ray_of_ones_own_is_no_open_cluster(ray_session: None, caplog: pytest.LogCaptureFixture) -> None:
+    from w2v_ray.pipeline import running_ray
+
+    with running_ray():
+        assert caplog.text == ""
+
+
 def test_no_secret_is_written_anywhere(
     s3: str, server: FaultyServer, cluster: tuple[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ _TRANSIENT_CLASSES = {
     "aiohttp.client_exceptions.ClientError",
     "azure.core.exceptions.ServiceRequestError",
     "azure.core.exceptions.ServiceResponseError",
+    "botocore.exceptions.ConnectionError",
     "botocore.exceptions.FlexibleChecksumError",
     "botocore.exceptions.HTTPClientError",
     "botocore.exceptions.IncompleteReadError",
