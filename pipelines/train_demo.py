@@ -294,7 +294,7 @@ def main() -> None:
 
     state_path, step = args.output / "state.pt", 0
     if state_path.exists():
-        state = torch.load(state_path, map_location=args.device, weights_only=False)  # written by this script
+        state = torch.load(state_path, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
         word_head.load_state_dict(state["word_head"])
         optimizer.load_state_dict(state["optimizer"])

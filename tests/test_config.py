@@ -61,6 +61,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         beam_prune_logp: -12.5
         token_min_logp: -6
         characters: true
+        stores: {s3: {endpoint_url: "https://minio:9000"}}
+        allow_http: true
     """
     loaded = load_job(job_file(tmp_path, text))
     assert loaded == JobConfig(
@@ -90,6 +92,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         beam_prune_logp=-12.5,
         token_min_logp=-6.0,
         characters=True,
+        stores={"s3": {"endpoint_url": "https://minio:9000"}},
+        allow_http=True,
     )
     assert isinstance(loaded.shard_seconds, float)
     assert {field.name for field in fields(JobConfig)} == {
@@ -130,6 +134,8 @@ def test_overrides_can_supply_what_the_file_lacks(tmp_path: Path) -> None:
             ["inputs is 'speech' (text)", "write `inputs: [FIRST, SECOND]`"],
         ),
         ("inputs: [1]\noutput: out\nmodel: m\n", ["inputs is [1]", "a list of text"]),
+        (MINIMAL + "stores: s3\n", ["stores is 's3' (text)", "a mapping or null", "write `stores: {NAME"]),
+        (MINIMAL + "stores: {s3: {secret: hunter2}}\n", ["stores.s3.secret looks like a secret"]),
         ("- a\n- b\n", ["holds a list", "key: value"]),
         ("", ["holds nothing", "key: value"]),
         ("inputs: [speech\n", ["is not YAML"]),
@@ -268,6 +274,8 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "decoder_threads": 2,
         "max_reject_rate": 0.5,
         "keep_log_probs": 8,
+        "stores": {"s3": {"profile": "lab"}},
+        "allow_http": True,
         **search,
     }
     assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"

@@ -110,7 +110,7 @@ def test_inputs_that_give_nothing_are_named_at_once(tmp_path: Path) -> None:
         (tmp_path / "sheet.zip", "is a .zip file, which is not read"),
         (tmp_path / "pipe.wav", "is not a regular file"),
         ("zip://a::s3://b/c", "chained URL"),
-        ("http://host/a.wav", "protocol that is not read"),
+        ("http://host/a.wav", "read only with --allow-http"),
     ]:
         with pytest.raises(InputError, match=complaint) as caught:
             listed(text)
@@ -193,7 +193,7 @@ def test_a_manifest_gives_ranges_ids_durations_and_metadata(tmp_path: Path) -> N
         ('{"audio_filepath": "a.wav", "duration": "3"}', "has '3' as 'duration'; give seconds"),
         ('{"audio_filepath": "a.wav", "duration": true}', "has True as 'duration'; give seconds"),
         ('{"audio_filepath": "a.wav", "id": ["x"]}', r"has \['x'\] as 'id'; give text"),
-        ('{"audio_filepath": "http://169.254.169.254/a.wav"}', "line 2 of .* protocol that is not read"),
+        ('{"audio_filepath": "http://169.254.169.254/a.wav"}', "line 2 of .* link-local or metadata"),
         ('{"audio_filepath": "filecache::s3://b/a.wav"}', "line 2 of .* chained URL"),
         ('{"audio_filepath": "."}', "names the folder"),
     ],
@@ -239,7 +239,7 @@ def test_stores_give_the_same_as_folders(s3: str, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=complaint):
             listed(f"{s3}/{text}")
     stores.publish(f"{s3}/local.txt", b"/etc/passwd\n")
-    with pytest.raises(InputError, match="names the local path '/etc/passwd'"):
+    with pytest.raises(InputError, match="names '/etc/passwd', which is a local path"):
         listed(f"{s3}/local.txt")
 
 

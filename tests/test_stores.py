@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError, ReadError
+from w2v_ray.store_config import StoreConfig
 
 DATA = bytes(range(256)) * 40
 
@@ -33,7 +34,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         ("zip://a.wav::s3://bucket/x.zip", "chained URL"),
         ("filecache::s3://bucket/x.wav", "chained URL"),
         ("s3://bucket/x::http://169.254.169.254/latest", "chained URL"),
-        ("http://host/x.wav", "protocol that is not read"),
+        ("http://host/x.wav", "read only with --allow-http"),
         ("ftp://host/x.wav", "protocol that is not read"),
         ("file://host/x.wav", "without an absolute path"),
         ("a\0b.wav", "NUL"),
@@ -148,13 +149,12 @@ def test_what_cannot_be_read_says_so(root: str, tmp_path: Path) -> None:
         stores.read_range(str(tmp_path / "pipe.wav"), None, None)
 
 
-def test_errors_that_pass_are_tried_again(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2v_ray.stores import places
+def test_errors_of_a_store_without_answers_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from w2v_ray.stores import requests
 
-    monkeypatch.setattr(places, "_FIRST_WAIT_S", 0.001)
-    uri = stores.join(s3, "file.bin")
-    stores.publish(uri, DATA)
-    store = places.filesystem("s3")
+    monkeypatch.setattr(requests, "_wait_s", lambda error, number: 0.001)
+    store = requests.filesystem("memory")
+    store.pipe_file("/file.bin", DATA)
     original, failures = store.cat_file, [OSError(16, "slow down"), ConnectionResetError("reset")]
 
     def flaky(*args: object, **kwargs: object) -> bytes:
@@ -163,8 +163,9 @@ def test_errors_that_pass_are_tried_again(s3: str, monkeypatch: pytest.MonkeyPat
         return bytes(original(*args, **kwargs))
 
     monkeypatch.setattr(store, "cat_file", flaky)
+    uri = "memory://file.bin"
     assert stores.read_range(uri, None, len(DATA)) == DATA
-    failures += [OSError(16, "slow down")] * 3
+    failures += [OSError(16, "slow down")] * 5
     with pytest.raises(ReadError, match=r"file\.bin.*slow down"):
         stores.read_range(uri, None, len(DATA))
     assert not failures
@@ -172,6 +173,101 @@ def test_errors_that_pass_are_tried_again(s3: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ReadError, match="may not be read"):
         stores.read_range(uri, None, len(DATA))
     assert len(failures) == 1
+    for size in (len(DATA) - 1, len(DATA) + 1):
+        failures.clear()
+        with pytest.raises(ReadError, match=f"has .* bytes from byte 0 where {size} were planned"):
+            stores.read_range(uri, None, size)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "path", "place"),
+    [
+        ("/lists/x.jsonl", "a.wav", "/lists/a.wav"),
+        ("/lists/x.jsonl", "../a.wav", "/a.wav"),
+        ("/lists/x.jsonl", "/other/a.wav", "/other/a.wav"),
+        ("/lists/x.jsonl", "s3://bucket/a.wav", "s3://bucket/a.wav"),
+        ("s3://bucket/lists/x.jsonl", "a.wav", "s3://bucket/lists/a.wav"),
+        ("s3://bucket/lists/x.jsonl", "../audio/a.wav", "s3://bucket/audio/a.wav"),
+        ("s3://bucket/lists/x.jsonl", "s3a://other/a.wav", "s3://other/a.wav"),
+        ("https://host/lists/x.jsonl?a=b", "../a b#1.wav", "https://host/a%20b%231.wav"),
+        ("https://host/lists/x.jsonl", "http://other/a.wav", "http://other/a.wav"),
+    ],
+)
+def test_a_list_names_places_as_seen_from_where_it_lies(manifest: str, path: str, place: str) -> None:
+    stores.use(StoreConfig(allow_http=True))
+    try:
+        assert stores.place_named_in(manifest, path) == place
+    finally:
+        stores.use(StoreConfig())
+
+
+@pytest.mark.parametrize(
+    ("manifest", "path", "complaint"),
+    [
+        ("s3://bucket/x.jsonl", "../a.wav", "is outside 'bucket'"),
+        ("s3://bucket/lists/x.jsonl", "../../other/a.wav", "is outside 'bucket'"),
+        ("s3://bucket/x.jsonl", "/etc/passwd", "is a local path"),
+        ("s3://bucket/x.jsonl", "~/.ssh/id_rsa", "is a local path"),
+        ("s3://bucket/x.jsonl", "file:///etc/passwd", "is a local path"),
+        ("s3://bucket/x.jsonl", "http://host/a.wav", "read only with --allow-http"),
+        ("/lists/x.jsonl", "http://host/a.wav", "read only with --allow-http"),
+        ("/lists/x.jsonl", "http://169.254.169.254/a.wav", "link-local"),
+        ("/lists/x.jsonl", "filecache::s3://bucket/a.wav", "chained"),
+        ("https://host/x.jsonl", "s3://bucket/a.wav", "may only name web addresses"),
+        ("https://host/x.jsonl", "/etc/passwd", "is a local path"),
+        ("https://host/x.jsonl", "../../a.wav", "is outside 'host'"),
+    ],
+)
+def test_a_list_names_nothing_outside_its_root(manifest: str, path: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        stores.place_named_in(manifest, path)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254",
+        "169.254.1.1:8080",
+        "2852039166",
+        "0xA9FEA9FE",
+        "0251.0376.0251.0376",
+        "169.254.43518",
+        "[fe80::1]",
+        "[fe80::1%25eth0]",
+        "[::ffff:169.254.169.254]",
+        "[fd00:ec2::254]",
+        "100.100.100.200",
+        "metadata.google.internal",
+        "METADATA.google.internal.",
+        "metadata",
+        "instance-data",
+        "0.0.0.0",
+    ],
+)
+def test_addresses_of_metadata_are_refused_however_they_are_written(host: str) -> None:
+    stores.use(StoreConfig(allow_http=True))
+    try:
+        assert "never read" in (stores.refusal(f"http://{host}/latest") or "") or "no single host" in (
+            stores.refusal(f"http://{host}/latest") or ""
+        )
+        assert stores.refusal("http://10.0.0.1/a.wav") is None
+    finally:
+        stores.use(StoreConfig())
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("https://user:canary@host/a.wav", "holds a user or password"),
+        ("https://token@host/a.wav", "holds a user or password"),
+        ("https://host/a.wav?X-Amz-Credential=a&X-Amz-Signature=canary", "is a signed link"),
+        ("https://host/a.wav?sv=2020&sig=canary", "is a signed link"),
+        ("https:///a.wav", "without a host"),
+        ("https://host:port/a.wav", "not a valid web address"),
+    ],
+)
+def test_web_addresses_hold_no_secrets(url: str, complaint: str) -> None:
+    assert complaint in (stores.refusal(url) or "")
 
 
 # ---- listing
@@ -261,12 +357,12 @@ def test_of_many_exclusive_writers_one_succeeds(root: str) -> None:
 
 
 def test_a_store_without_conditions_is_asked_first(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2v_ray.stores import places
+    from w2v_ray.stores import requests
 
-    store = places.filesystem("s3")
+    store = requests.filesystem("s3")
     real = store.pipe_file
 
-    def pipe_file(path: str, data: bytes, **options: str) -> None:
+    def pipe_file(path: str, data: bytes, *, timeout: float, **options: str) -> None:
         if options:
             raise OSError(38, "not implemented")
         real(path, data)
@@ -320,7 +416,7 @@ def test_outputs_that_cannot_be_written_are_found_out_at_once(tmp_path: Path) ->
         ("/proc/nothing/out", "cannot be written"),
         ("memory://out", "is memory"),
         ("zip://x::s3://bucket/y", "chained"),
-        ("https://host/out", "protocol"),
+        ("https://host/out", "where nothing is written"),
     ]:
         with pytest.raises(OutputError, match=complaint) as caught:
             stores.check_writable(output)

@@ -14,6 +14,7 @@ from w2v_ray.cli_decode import (
     add_decoder_arguments,
     add_decoder_workers,
     add_redecode,
+    add_store_arguments,
     decoder_values,
     quieten_ray,
     redecode,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _KEPT_TOKENS = 8
+# Their lines for debugging hold the headers of requests, and so session tokens and signatures.
+_TALKATIVE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs", "urllib3")
 _EXIT_CODES = """\
 exit codes:
   0    all done
@@ -64,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("w2v_ray.ray_auth").setLevel(logging.WARNING)
+    for name in _TALKATIVE if args.debug else ():
+        logging.getLogger(name).setLevel(logging.INFO)
     try:
         return _COMMANDS[args.command](args)
     except KeyboardInterrupt:
@@ -195,6 +201,7 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    add_store_arguments(parser)
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:

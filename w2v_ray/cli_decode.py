@@ -7,6 +7,8 @@ import dataclasses
 import os
 from typing import Any
 
+import yaml
+
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
@@ -15,6 +17,7 @@ __all__ = [
     "add_decoder_arguments",
     "add_decoder_workers",
     "add_redecode",
+    "add_store_arguments",
     "decoder_values",
     "quieten_ray",
     "redecode",
@@ -66,6 +69,31 @@ def add_decoder_workers(parser: Any, num_decoders: str = "by the machine's size"
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
 
 
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how stores are asked."""
+    parser.add_argument(
+        "--stores",
+        type=_mapping,
+        metavar="YAML",
+        help="limits and options by store, no secrets: '{s3: {endpoint_url: https://HOST, profile: NAME}}'",
+    )
+    parser.add_argument(
+        "--allow-http",
+        action="store_true",
+        help="read http:// and https:// addresses, which are refused else",
+    )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("it is no mapping; write '{s3: {endpoint_url: https://HOST}}'")
+    return value
+
+
 def whole_number(text: str) -> int:
     """The type of an option that takes a number or none, and so also an argument that follows it."""
     try:
@@ -106,12 +134,13 @@ def add_redecode(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="N",
         help="share of items, 0 to 1, that may be rejected before the exit code is 3 (default: %(default)s)",
     )
+    add_store_arguments(parser)
     add_decoder_arguments(parser)
 
 
 def redecode(args: argparse.Namespace) -> tuple[RedecodeConfig, Any]:
     """Runs the command; the job, and the summary of the run."""
-    names = ("source", "output", "num_decoders", "decoder_threads", "max_reject_rate")
+    names = ("source", "output", "num_decoders", "decoder_threads", "max_reject_rate", "stores", "allow_http")
     job = RedecodeConfig(**decoder_values(args) | {name: getattr(args, name) for name in names})
     return job, run_redecode(job, args)
 

@@ -17,6 +17,7 @@ import yaml
 
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
 from w2v_ray.errors import ConfigError
+from w2v_ray.store_config import StoreConfig
 
 __all__ = ["ATTN_IMPLEMENTATIONS", "JobConfig", "RedecodeConfig", "load_job"]
 
@@ -82,6 +83,12 @@ class JobConfig(DecoderConfig):
     max_reject_rate: float = 1.0
     """The share of items (0 to 1) that may end in ``rejects/`` before the job counts as failed."""
 
+    stores: dict[str, Any] | None = None
+    """By store (s3, gs, az, hf, http): limits, and options of its fsspec file system; never secrets."""
+
+    allow_http: bool = False
+    """Whether ``http://`` and ``https://`` addresses are read."""
+
     def __post_init__(self) -> None:
         super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
         object.__setattr__(self, "inputs", tuple(self.inputs))
@@ -102,15 +109,22 @@ class JobConfig(DecoderConfig):
         check_range("shard_seconds", self.shard_seconds, 10, 7200)
         check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        _ = self.store_config
         if self.keep_log_probs is not None:
             check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
         _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
 
+    @property
+    def store_config(self) -> StoreConfig:
+        """Which stores may be asked, and how."""
+        return StoreConfig(allow_http=self.allow_http, options=self.stores or {})
+
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
 
-        Two runs that agree on these may complete each other's output. Where the work runs and on how many
-        workers is not among them; ``shard_seconds`` is, because shards decide where long recordings are cut.
+        Two runs that agree on these may complete each other's output. Where the work runs, on how many
+        workers and how stores are asked is not among them; ``shard_seconds`` is, because shards decide where
+        long recordings are cut.
         """
         return {
             "model": self.model,
@@ -147,13 +161,25 @@ class RedecodeConfig(DecoderConfig):
     max_reject_rate: float = 1.0
     """As of JobConfig."""
 
+    stores: dict[str, Any] | None = None
+    """As of JobConfig."""
+
+    allow_http: bool = False
+    """As of JobConfig."""
+
     def __post_init__(self) -> None:
         super(RedecodeConfig, self).__post_init__()
         for name, text in (("source", self.source), ("output", self.output)):
             if not text.strip():
                 raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        _ = self.store_config
         _check_counts(self, "num_decoders", "decoder_threads")
+
+    @property
+    def store_config(self) -> StoreConfig:
+        """Which stores may be asked, and how."""
+        return StoreConfig(allow_http=self.allow_http, options=self.stores or {})
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:

@@ -36,6 +36,7 @@ _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "float": ("a number", _is_number),
     "float | None": ("a number or null", lambda value: value is None or _is_number(value)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "dict[str, Any] | None": ("a mapping or null", lambda value: value is None or isinstance(value, dict)),
 }
 
 # Of a search -> the bounds of its value. Null is the default of the search, or what the language model says.
@@ -169,6 +170,8 @@ def _fix(name: str, value: object, expected: str) -> str:
         return f"write `{name}: [FIRST, SECOND]`"
     if expected == "true or false":
         return "write true or false, without quotes"
+    if expected == "a mapping or null":
+        return f"write `{name}: {{NAME: {{OPTION: VALUE}}}}`"
     if value is None:
         return "give one, or leave the key out for the default"
     return "put it in quotes" if expected.startswith("text") else "write it as digits, without quotes"

@@ -79,6 +79,7 @@ def prepare(job: JobConfig) -> Plan:
     Raises:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
+    stores.use(job.store_config)
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
     vocabulary = vocabulary_of(job.model, revision=job.revision)
@@ -105,6 +106,7 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
     Raises:
         W2vRayError: The source kept no log-probabilities, or the language model or the output cannot be used.
     """
+    stores.use(job.store_config)
     if job.decoder().lm == "checkpoint":
         raise ConfigError(
             "lm is 'checkpoint', which redecode does not read; name the file in its folder language_model"

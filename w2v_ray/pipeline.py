@@ -22,6 +22,7 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
+from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoding import reachable
@@ -33,6 +34,7 @@ from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
+from w2v_ray.ray_auth import warn_of_open_cluster
 from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
@@ -119,6 +121,7 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             num_gpus=pools.encoder_gpus,
             compute=ActorPoolStrategy(size=pools.num_encoders),
             **_ACTOR,
+            **_environment(),
         )
         return _decoded_and_written(ds, text, write, pools, keep=job.keep_log_probs)
 
@@ -156,6 +159,7 @@ def _decoded_and_written(
         num_cpus=pools.decoder_cpus,
         compute=ActorPoolStrategy(size=pools.num_decoders),
         **_ACTOR,
+        **_environment(),
     )
     return ds.map_batches(
         WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
@@ -164,6 +168,7 @@ def _decoded_and_written(
         num_cpus=pools.task_cpus,
         compute=ActorPoolStrategy(size=pools.num_writers),
         **_ACTOR,
+        **_environment(),
     )
 
 
@@ -277,7 +282,14 @@ def _task(pools: Pools) -> dict[str, Any]:
         "batch_format": "pyarrow",
         "compute": TaskPoolStrategy(size=pools.num_readers),
         "max_retries": _MAX_RETRIES,
+        **_environment(),
     }
+
+
+def _environment() -> dict[str, Any]:
+    """What tells worker processes how to ask stores, where this process was told something."""
+    variables = stores.in_use().environment()
+    return {"runtime_env": {"env_vars": variables}} if variables else {}
 
 
 @contextmanager
@@ -296,6 +308,7 @@ def _all_cores(pools: Pools) -> int:
 def running_ray() -> Iterator[None]:
     """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
     if ray.is_initialized():
+        warn_of_open_cluster()
         yield
         return
     quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
@@ -305,6 +318,7 @@ def running_ray() -> Iterator[None]:
         include_dashboard=False,
     )
     try:
+        warn_of_open_cluster()
         yield
     finally:
         ray.shutdown()

@@ -139,7 +139,9 @@ def test_every_failure_is_a_row_and_its_neighbours_are_untouched(
     with_nan = np.zeros(16_000, np.float32)
     with_nan[15_000] = np.nan
 
-    def broken_store(uri: str, byte_offset: int | None, byte_size: int | None) -> io.BytesIO:
+    def broken_store(
+        uri: str, byte_offset: int | None, byte_size: int | None, *, version: str | None
+    ) -> io.BytesIO:
         if uri == "gone":
             raise ReadError("gone is gone")
         raise RuntimeError("a bug")

@@ -58,16 +58,18 @@ def test_every_item_gets_its_bytes_or_its_reason(root: str) -> None:
             {"uri": uri, "byte_size": len(DATA) + 1},
             {"uri": uri, "byte_offset": len(DATA) - 10, "byte_size": 20},
             {"uri": "http://169.254.169.254/secret", "byte_size": 1},
+            {"uri": "http://host/a.wav", "byte_size": 1},
         )
     )
-    assert [data for data, _ in results] == [DATA, DATA[100:150], DATA, *[None] * 6]
+    assert [data for data, _ in results] == [DATA, DATA[100:150], DATA, *[None] * 7]
     complaints = [
         "gone.wav' does not",
         "never.wav' does not",
         "2047 were",
         "2049 were",
         "20 were",
-        "protocol",
+        "link-local",
+        "only with --allow-http",
     ]
     for (_, message), complaint in zip(results[3:], complaints, strict=True):
         assert complaint in (message or "")
@@ -125,7 +127,7 @@ def test_no_rows_are_no_rows() -> None:
 def test_items_are_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(4, timeout=10)  # breaks unless four wait for each other
 
-    def read_range(uri: str, offset: int | None, size: int | None) -> bytes:
+    def read_range(uri: str, offset: int | None, size: int | None, *, version: str | None) -> bytes:
         together.wait()
         return uri.encode()
 
@@ -135,7 +137,7 @@ def test_items_are_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unforeseen_error_costs_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_range(uri: str, offset: int | None, size: int | None) -> bytes:
+    def read_range(uri: str, offset: int | None, size: int | None, *, version: str | None) -> bytes:
         if uri == "/1.wav":
             raise RuntimeError("a\nsurprise")
         return b"x"

@@ -14,7 +14,7 @@ from functools import partial
 from w2v_ray import stores
 from w2v_ray.errors import InputError, ReadError
 from w2v_ray.inputs.entries import Entry, encodable, metadata_json
-from w2v_ray.inputs.named_files import Named, folder_of, look_up, place_of, read_lines
+from w2v_ray.inputs.named_files import Named, look_up, place_of, read_lines
 
 __all__ = ["is_kaldi", "read_scp"]
 
@@ -37,7 +37,6 @@ def read_scp(uri: str) -> Iterator[Entry]:
     texts: dict[str, str] = {}
     speakers: dict[str, str] = {}
     segments = None
-    folder = folder_of(uri)
     if uri.rpartition("/")[2] == "wav.scp":
         texts, speakers = _values(folder, "text"), _values(folder, "utt2spk")
         segments = stores.join(folder, "segments")
@@ -47,7 +46,7 @@ def read_scp(uri: str) -> Iterator[Entry]:
         return metadata_json({key: value for key, value in said.items() if value is not None})
 
     if segments is not None and stores.exists(segments):
-        recordings = {name: (place, offset) for _, name, place, offset in _recordings(uri, folder)}
+        recordings = {name: (place, offset) for _, name, place, offset in _recordings(uri)}
         named: Iterator[Named] = (
             (
                 recordings[recording][0],
@@ -60,7 +59,7 @@ def read_scp(uri: str) -> Iterator[Entry]:
     else:
         named = (
             (place, partial(_make_segment, where, name, offset, (None, None, None), metadata(name)))
-            for where, name, place, offset in _recordings(uri, folder)
+            for where, name, place, offset in _recordings(uri)
         )
     yield from look_up(uri, named)
 
@@ -78,7 +77,7 @@ def _recordings(uri: str, folder: str) -> Iterator[tuple[str, str, str, int | No
         offset = None
         if match := _IN_ARCHIVE.fullmatch(path):
             path, offset = match[1], int(match[2])
-        yield where, name, place_of(uri, where, path, folder), offset
+        yield where, name, place_of(uri, where, path), offset
 
 
 def _segments(

@@ -11,7 +11,7 @@ from w2v_ray import stores
 from w2v_ray.errors import InputError
 from w2v_ray.inputs.entries import Entry, file_entry
 from w2v_ray.inputs.lhotse import is_cut, named_cut
-from w2v_ray.inputs.named_files import Named, folder_of, look_up, place_of, read_lines
+from w2v_ray.inputs.named_files import Named, look_up, place_of, read_lines
 from w2v_ray.inputs.rows import make_entry, path_of
 
 __all__ = ["read_list", "read_manifest", "read_objects"]
@@ -25,9 +25,8 @@ def read_list(uri: str) -> Iterator[stores.FileInfo]:
     Raises:
         InputError: The list cannot be read, or names something that is no file.
     """
-    folder = folder_of(uri)
     named: Iterator[Named] = (
-        (place_of(uri, f"line {number} of {uri!r}", line, folder), file_entry)
+        (place_of(uri, f"line {number} of {uri!r}", line), file_entry)
         for number, line in read_lines(uri)
     )
     for entry in look_up(uri, named):
@@ -49,15 +48,14 @@ def read_manifest(uri: str, *, path_key: str | None = None) -> Iterator[Entry]:
 
 
 def _named(uri: str, path_key: str | None) -> Iterator[Named]:
-    folder = folder_of(uri)
     for number, values in read_objects(uri):
         where = f"line {number} of {uri!r}"
         if is_cut(values):
             path, make = named_cut(where, values)
-            yield place_of(uri, where, path, folder), make
+            yield place_of(uri, where, path), make
             continue
         key, path = path_of(where, values, path_key)
-        yield place_of(uri, where, path, folder), partial(make_entry, where, values, key)
+        yield place_of(uri, where, path), partial(make_entry, where, values, key)
 
 
 def read_objects(uri: str) -> Iterator[tuple[int, dict[str, object]]]:

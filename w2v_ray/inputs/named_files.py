@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -20,7 +18,7 @@ from w2v_ray.containers import GzipStream, StreamDamage
 from w2v_ray.errors import InputError, ReadError
 from w2v_ray.inputs.entries import Entry
 
-__all__ = ["Named", "folder_of", "look_up", "open_text", "place_of", "read_lines"]
+__all__ = ["Named", "look_up", "open_text", "place_of", "read_lines"]
 
 _CHUNK = 4096  # lines looked up together
 _REMOTE_THREADS = 32
@@ -55,31 +53,16 @@ def read_lines(uri: str) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def folder_of(uri: str) -> str:
-    """What relative paths in a list or manifest are relative to."""
-    return os.path.dirname(stores.local_path(uri)) if stores.is_local(uri) else uri.rpartition("/")[0]
-
-
-def place_of(uri: str, where: str, path: str, folder: str) -> str:
-    """What ``path`` means at ``where`` in the list or manifest ``uri``, which lies in ``folder``.
+def place_of(uri: str, where: str, path: str) -> str:
+    """What ``path`` means at ``where`` in the list or manifest ``uri``.
 
     Raises:
-        InputError: No store serves it, or it is a local path in a list that lies in a store.
+        InputError: The list may not name it.
     """
-    if (reason := stores.refusal(path)) is not None:
-        raise InputError(f"{where} names {path!r}, which {reason}")
-    if not stores.is_local(path):
-        return stores.canonical(path)
-    is_absolute = path.startswith(("/", "~")) or path[:7].lower() == "file://"
-    if stores.is_local(uri):
-        return stores.canonical(path if is_absolute else os.path.join(folder, path))
-    if is_absolute:  # not there on every worker, and perhaps a secret of this one
-        raise InputError(
-            f"{where} names the local path {path!r}, and a list in a store may only name "
-            "files in stores; copy the file there, or the list here"
-        )
-    protocol, _, folder = folder.partition("://")
-    return f"{protocol}://{posixpath.normpath(stores.join(folder, path))}"
+    try:
+        return stores.place_named_in(uri, path)
+    except ValueError as error:
+        raise InputError(f"{where} names {path!r}, which {error}") from error
 
 
 def look_up(uri: str, named: Iterable[Named]) -> Iterator[Entry]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from w2v_ray.errors import InputError
 from w2v_ray.inputs.entries import Entry
-from w2v_ray.inputs.named_files import Named, folder_of, look_up, open_text, place_of
+from w2v_ray.inputs.named_files import Named, look_up, open_text, place_of
 from w2v_ray.inputs.rows import PATH_KEYS, make_entry, path_of
 
 __all__ = ["read_table"]
@@ -38,11 +38,10 @@ def read_table(uri: str, *, path_key: str | None = None) -> Iterator[Entry]:
 
 
 def _named(uri: str, path_key: str | None) -> Iterator[Named]:
-    folder = folder_of(uri)
     for where, values in _rows(uri, path_key):
         key, path = path_of(where, values, path_key)
         yield (
-            place_of(uri, where, path, folder),
+            place_of(uri, where, path),
             partial(make_entry, where, values, key, are_texts=True),
         )
 

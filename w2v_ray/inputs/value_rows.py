@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from w2v_ray import stores
 from w2v_ray.inputs.columns import AudioColumn, seconds_of
 from w2v_ray.inputs.entries import Entry, metadata_json
-from w2v_ray.inputs.named_files import Named, folder_of, look_up, place_of
+from w2v_ray.inputs.named_files import Named, look_up, place_of
 from w2v_ray.inputs.rows import make_entry, path_of
 from w2v_ray.schema import DAMAGE_KEY
 
@@ -88,4 +88,4 @@ def _named_rows(uri: str, audio: AudioColumn, groups: Iterable[RowGroup]) -> Ite
 def _named_row(uri: str, row: int, values: dict[str, Any], audio: AudioColumn) -> Named:
     where = f"row {row} of {uri!r}"
     key, path = path_of(where, values, audio.name)
-    return place_of(uri, where, path, folder_of(uri)), partial(make_entry, where, values, key)
+    return place_of(uri, where, path), partial(make_entry, where, values, key)

@@ -26,7 +26,17 @@ from w2v_ray.stores import open_range
 
 __all__ = ["DecodeAudio", "DecodeAudioConfig"]
 
-_READS = ["uri", "byte_offset", "byte_size", "start_s", "end_s", "start_is_cut", "end_is_cut", "error"]
+_READS = [
+    "uri",
+    "byte_offset",
+    "byte_size",
+    "version",
+    "start_s",
+    "end_s",
+    "start_is_cut",
+    "end_is_cut",
+    "error",
+]
 _SAMPLES = DECODED[0]
 
 
@@ -87,7 +97,7 @@ class DecodeAudio:
         if encoded.is_valid:
             file = io.BytesIO(encoded.as_py())
         else:
-            file = open_range(row["uri"], row["byte_offset"], row["byte_size"])
+            file = open_range(row["uri"], row["byte_offset"], row["byte_size"], version=row["version"])
         with closing(file), open_audio(file) as reader:
             rate = reader.sample_rate_hz
             first, blocks = self._range(reader, row)

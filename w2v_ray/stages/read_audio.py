@@ -1,4 +1,4 @@
-"""Reading: the bytes of each item, fetched in threads, exactly as many as were planned.
+"""Reading: the bytes of each item, fetched in threads, exactly as many and of that version as were planned.
 
 Nothing is decoded. What is too large to hold, and ranges of files, stay where they are for `decode_audio` to
 open in place. What lies inside a Parquet, Arrow or gzip file is read whole, each of them once for all items.
@@ -119,12 +119,12 @@ class ReadAudio:
         if (damage := _damage(row)) is not None:
             raise ReadError(damage)
         if size is None:  # it was not there when it was planned
-            with stores.open_range(uri, offset, None) as file:
+            with stores.open_range(uri, offset, None, version=row["version"]) as file:
                 size = file.seek(0, io.SEEK_END)
         most = self._config.whole_read_bytes
         if is_shared or size > (min(most, _SMALL_BYTES) if is_range else most):
             return None
-        return stores.read_range(uri, offset, size)
+        return stores.read_range(uri, offset, size, version=row["version"])
 
 
 def _read_inside(

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from w2v_ray.stores.places import filesystem, local_uri, split, with_retries
+from w2v_ray.stores.answers import web_info
+from w2v_ray.stores.places import local_uri, split
+from w2v_ray.stores.requests import call, run
 
 __all__ = ["FileInfo", "exists", "info", "list_files", "list_glob", "list_names"]
 
@@ -38,7 +40,10 @@ def info(uri: str) -> FileInfo | None:
     try:
         if protocol == "file":
             return _local_info(path, os.stat(path))
-        return _remote_info(protocol, with_retries(lambda: filesystem(protocol).info(path)))
+        if protocol == "http":
+            answer = run(protocol, lambda store: web_info(store, path))
+            return FileInfo(path, "file", answer.size, answer.version)
+        return _remote_info(protocol, call(protocol, "info", path))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -61,7 +66,7 @@ def list_files(folder: str) -> Iterator[FileInfo]:
         yield from _walk(path, ())
         return
     try:
-        found = with_retries(lambda: filesystem(protocol).find(path, detail=True))
+        found = _listable(protocol, "find", path, detail=True)
     except FileNotFoundError:
         return
     for name in sorted(found):
@@ -82,7 +87,7 @@ def list_names(folder: str) -> list[str]:
     try:
         if protocol == "file":
             return sorted(os.listdir(path))
-        found = with_retries(lambda: filesystem(protocol).ls(path, detail=False))
+        found = _listable(protocol, "ls", path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(
@@ -100,8 +105,14 @@ def list_glob(pattern: str) -> list[FileInfo]:
     if protocol == "file":
         paths = glob.glob(path, recursive=True)
         return [found for match in sorted(set(paths)) if (found := info(local_uri(match))) is not None]
-    remote = with_retries(lambda: filesystem(protocol).glob(path, detail=True))
+    remote = _listable(protocol, "glob", path, detail=True)
     return [_remote_info(protocol, remote[name]) for name in sorted(remote)]
+
+
+def _listable(protocol: str, method: str, path: str, **options: Any) -> Any:
+    if protocol == "http":
+        raise OSError("the web has no folders; name files, or give a list of them")
+    return call(protocol, method, path, **options)
 
 
 def _local_info(path: str, status: os.stat_result) -> FileInfo:

@@ -1,32 +1,31 @@
-"""Names of places: what a path or URL means, which store serves it, and how its errors read.
+"""Names of places: what a path or URL means, and which store serves it.
 
-Chained ``::`` URLs and protocols without a line in ``_PACKAGES`` are refused.
+Chained ``::`` URLs and protocols without a line in ``_PACKAGES`` are refused, web addresses where nobody
+has allowed them.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import random
+import posixpath
 import re
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import fsspec
 
+from w2v_ray.stores.addresses import web_refusal
+from w2v_ray.stores.requests import in_use
+
 __all__ = [
     "canonical",
-    "explain",
-    "filesystem",
     "is_local",
+    "is_read_only",
     "join",
     "local_path",
     "local_uri",
+    "place_named_in",
     "refusal",
     "split",
-    "with_retries",
 ]
 
 _PACKAGES = {
@@ -38,32 +37,13 @@ _PACKAGES = {
     "abfs": "adlfs",
     "abfss": "adlfs",
     "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
     "memory": "fsspec",
 }
-_SAME_STORE = {"s3a": "s3", "gcs": "gs"}  # one spelling, so that one file has one name
+# One spelling, so that one file has one name and one store its options.
+_SAME_STORE = {"s3a": "s3", "gcs": "gs", "https": "http"}
 _URL_HEAD = re.compile(r"[A-Za-z0-9+.:-]+")
-
-_ATTEMPTS = 3  # on top of those that s3fs and gcsfs make by themselves
-_FIRST_WAIT_S = 0.3
-_TRANSIENT_CODES = {
-    errno.EAGAIN,
-    errno.EBUSY,  # S3: slow down, unavailable
-    errno.EHOSTUNREACH,
-    errno.EINTR,
-    errno.EIO,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EREMOTEIO,  # S3: internal error
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
-_TRANSIENT_CLASSES = {
-    "aiohttp.client_exceptions.ClientError",
-    "botocore.exceptions.HTTPClientError",
-    "botocore.exceptions.IncompleteReadError",
-}
-
-_T = TypeVar("_T")
 
 
 def refusal(uri: str) -> str | None:
@@ -78,8 +58,13 @@ def refusal(uri: str) -> str | None:
         return "is a chained URL, which is never followed; name the file or folder itself"
     if protocol == "file":
         return None if rest.startswith("/") else "is a file URL without an absolute path; write file:///path"
+    if protocol in ("http", "https"):
+        if (reason := web_refusal(uri)) is not None:
+            return reason
+        if not in_use().allow_http:
+            return "is a web address, which is read only with --allow-http (in a job file `allow_http: true`)"
     if protocol not in _PACKAGES:
-        known = ", ".join(f"{name}://" for name in _PACKAGES if name not in _SAME_STORE)
+        known = ", ".join(f"{name}://" for name in _PACKAGES if name not in (*_SAME_STORE, "http"))
         return f"has a protocol that is not read here; use a local path or one of {known}"
     try:
         fsspec.get_filesystem_class(protocol)
@@ -105,7 +90,7 @@ def canonical(uri: str) -> str:
     protocol, path = split(uri)
     if protocol == "file":
         return local_uri(path)
-    return f"{protocol}://{path.rstrip('/')}"
+    return path if protocol == "http" else f"{protocol}://{path.rstrip('/')}"
 
 
 def join(folder: str, *names: str) -> str:
@@ -116,11 +101,58 @@ def join(folder: str, *names: str) -> str:
 def split(uri: str) -> tuple[str, str]:
     """The protocol and what its store calls the file; what is no URL is a path, made absolute here."""
     protocol = _protocol(uri)
+    if protocol == "http":
+        return protocol, uri  # http or https
     if protocol != "file":
         return protocol, uri.partition("://")[2]
     if uri[:7].lower() == "file://":
         return protocol, os.path.abspath(os.fsdecode(unquote_to_bytes(uri[7:])))
     return protocol, os.path.abspath(os.path.expanduser(uri))
+
+
+def place_named_in(manifest: str, path: str) -> str:
+    """What ``path`` means in a list or manifest: the canonical path or URL.
+
+    A local one may name whatever whoever runs the job could name. One in a store may name files in stores,
+    and one on the web files on the web; relative paths stay in its bucket, or on its server.
+
+    Raises:
+        ValueError: It may not name this; the message is the end of a sentence about the path, with the fix.
+    """
+    if (reason := refusal(path)) is not None:
+        raise ValueError(reason)
+    home, own = _protocol(manifest), _protocol(path)
+    is_url = "://" in path and own != "file"
+    is_absolute = path.startswith(("/", "~")) or path[:7].lower() == "file://"
+    if home == "file":
+        if is_url or is_absolute:
+            return canonical(path)
+        return canonical(os.path.join(os.path.dirname(local_path(manifest)), path))
+    if is_url:
+        if home == "http" != own:
+            raise ValueError(
+                "is elsewhere, and a list on the web may only name web addresses; copy the list here"
+            )
+        return canonical(path)
+    if is_absolute:  # not there on every worker, and perhaps a secret of this one
+        raise ValueError(
+            "is a local path, and a list in a store may only name files in stores; copy the file there, or "
+            "the list here"
+        )
+    head, _, rest = manifest.partition("://")
+    bucket, slash, name = (rest.partition("?")[0] if home == "http" else rest).partition("/")
+    inside = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
+    if not slash or inside == ".." or inside.startswith("../"):
+        raise ValueError(f"is outside {bucket!r}, where the list lies; write the whole URL")
+    if home == "http":
+        inside = quote(inside, safe="/%")
+        return f"{head.lower()}://{bucket}/{inside}"
+    return f"{home}://{bucket}/{inside}"
+
+
+def is_read_only(uri: str) -> bool:
+    """Whether nothing can be written where ``uri`` is."""
+    return _protocol(uri) == "http"
 
 
 def _protocol(uri: str) -> str:
@@ -137,35 +169,3 @@ def local_uri(path: str) -> str:
     except UnicodeEncodeError:  # bytes that are not UTF-8, which no Arrow column can hold
         return "file://" + quote(os.fsencode(path))
     return path
-
-
-def filesystem(protocol: str) -> Any:
-    """The instance that all threads of this process share."""
-    options = {"config_kwargs": {"max_pool_connections": 64}} if protocol == "s3" else {}
-    return fsspec.filesystem(protocol, use_listings_cache=False, **options)  # others publish meanwhile
-
-
-def with_retries(call: Callable[[], _T]) -> _T:
-    """What ``call`` returns, at the third try if the first two fail for reasons that pass."""
-    for attempt in range(_ATTEMPTS - 1):
-        try:
-            return call()
-        except Exception as error:
-            if not _is_transient(error):
-                raise
-        time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5))
-    return call()
-
-
-def explain(error: BaseException) -> str:
-    """What a store's error says, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in _TRANSIENT_CODES:
-        return True
-    names = {f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__}
-    return isinstance(error, ConnectionError | TimeoutError) or bool(names & _TRANSIENT_CLASSES)

@@ -9,7 +9,9 @@ import os
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.stores.listing import exists
-from w2v_ray.stores.places import explain, filesystem, join, refusal, split, with_retries
+from w2v_ray.stores.places import is_read_only, join, refusal, split
+from w2v_ray.stores.ranges import read_bytes
+from w2v_ray.stores.requests import call, explain
 from w2v_ray.stores.unfinished import unfinished_name
 
 __all__ = ["check_writable", "publish", "remove"]
@@ -25,7 +27,8 @@ def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool 
         exclusive: Never replace a file: of several writers exactly one succeeds.
 
     Returns:
-        Whether it was written; False only if ``exclusive`` and the file exists.
+        Whether it was written; False only if ``exclusive`` and the file exists. In a store, a file that holds
+        ``data`` already counts as written.
 
     Raises:
         OutputError: The store refuses.
@@ -39,7 +42,7 @@ def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool 
             if not (exclusive and _created(protocol, target, data)):
                 if exclusive and exists(path):  # where a store cannot do both at once
                     return False
-                with_retries(lambda: filesystem(protocol).pipe_file(target, data))
+                call(protocol, "pipe_file", target, data)
     except FileExistsError:
         return False
     except Exception as error:  # each store has its own errors
@@ -59,7 +62,7 @@ def remove(path: str) -> None:
         if protocol == "file":
             os.unlink(target)
         elif exists(path):
-            with_retries(lambda: filesystem(protocol).rm_file(target))
+            call(protocol, "rm_file", target)
     except FileNotFoundError:
         return
     except Exception as error:
@@ -74,6 +77,8 @@ def check_writable(output: str) -> None:
     """
     reason = refusal(output)
     protocol, path = split(output)
+    if is_read_only(output):
+        reason = "is a web address, where nothing is written; name a folder or a store"
     if reason is None and protocol == "memory":
         reason = "is memory, which worker processes do not share; name a folder or a store"
     if reason is None and protocol == "file" and os.path.exists(path) and not os.path.isdir(path):
@@ -95,7 +100,11 @@ def _created(protocol: str, target: str, data: bytes) -> bool:
     if protocol not in ("s3", "gs"):
         return False
     try:
-        with_retries(lambda: filesystem(protocol).pipe_file(target, data, mode="create"))
+        call(protocol, "pipe_file", target, data, mode="create")
+    except FileExistsError:
+        # Where an answer is lost on its way, clients ask again: then it is our own file that is there.
+        if read_bytes(f"{protocol}://{target}") != data:
+            raise
     except OSError as error:
         if error.errno == errno.ENOSYS:  # some servers of the S3 protocol do not know conditions
             return False
