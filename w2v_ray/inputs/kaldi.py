@@ -37,7 +37,8 @@ def read_scp(uri: str) -> Iterator[Entry]:
     texts: dict[str, str] = {}
     speakers: dict[str, str] = {}
     segments = None
-    if uri.rpartition("/")[2] == "wav.scp":
+    folder, _, name = uri.rpartition("/")
+    if name == "wav.scp":
         texts, speakers = _values(folder, "text"), _values(folder, "utt2spk")
         segments = stores.join(folder, "segments")
 
@@ -64,7 +65,7 @@ def read_scp(uri: str) -> Iterator[Entry]:
     yield from look_up(uri, named)
 
 
-def _recordings(uri: str, folder: str) -> Iterator[tuple[str, str, str, int | None]]:
+def _recordings(uri: str) -> Iterator[tuple[str, str, str, int | None]]:
     """Of each line of a ``.scp``: where it is, its id, its file and the offset in it."""
     for number, line in read_lines(uri):
         where = f"line {number} of {uri!r}"

@@ -26,8 +26,7 @@ def read_list(uri: str) -> Iterator[stores.FileInfo]:
         InputError: The list cannot be read, or names something that is no file.
     """
     named: Iterator[Named] = (
-        (place_of(uri, f"line {number} of {uri!r}", line), file_entry)
-        for number, line in read_lines(uri)
+        (place_of(uri, f"line {number} of {uri!r}", line), file_entry) for number, line in read_lines(uri)
     )
     for entry in look_up(uri, named):
         yield stores.FileInfo(entry.uri, "file", entry.byte_size, entry.version)
