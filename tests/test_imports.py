@@ -22,6 +22,7 @@ align_config -> config decoder_config errors
 hub        -> errors
 stores     -> errors
 audio      -> errors hub
+audio_config -> decoder_config errors
 models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
@@ -31,7 +32,7 @@ plan       -> audio errors inputs schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio decoder_config errors models processors schema stores text
+stages     -> audio audio_config decoder_config errors models processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub plan processors stores text

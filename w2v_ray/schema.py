@@ -34,7 +34,7 @@ __all__ = [
     "error_value",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
@@ -89,6 +89,7 @@ ITEM = pa.schema(
         _column("end_s", pa.float64(), "nominal end of the range; null: the end", "s"),
         _column("start_is_cut", pa.bool_(), "true: the start moves to the agreed silent cut"),
         _column("end_is_cut", pa.bool_(), "true: the end moves to the agreed silent cut"),
+        _column("channel", pa.int32(), "the one channel to take, from 0; null: as the job says"),
         _column("planned_s", pa.float64(), "length as planned, from the header or the size", "s"),
         _column("fingerprint", pa.string(), "hash of id, uri, byte range, time range, size, version"),
         _METADATA,
@@ -108,12 +109,16 @@ DECODED = [
     _column("sample_rate_hz", pa.int32(), "rate of the source", "Hz"),
     _column("num_channels", pa.int32(), "channels of the source"),
     _column("codec", pa.string(), "container/codec of the source, as the decoder names it"),
+    _column("channel", pa.int32(), "channel of the source that the samples are, from 0; null: the mix"),
+    _column("decode_status", pa.string(), "ok, or truncated: shorter than its header or plan says"),
+    _column("audio_notes", pa.list_(pa.string()), "any of non_finite, clipped, silent"),
 ]
 
 # segment_audio makes one row per segment, whose start_s, end_s, duration_s and samples these become. It adds:
 SEGMENT = [
-    _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, unique in the output"),
-    _column("segment_index", pa.int32(), "position of the segment in its item"),
+    _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, with #cN before the @ for a channel"),
+    _column("segment_index", pa.int32(), "position of the segment in its item and channel"),
+    _column("speech_ratio", pa.float32(), "share of its frames that are not silent, or that are speech"),
 ]
 
 # encode drops samples and adds:
@@ -147,9 +152,8 @@ TRANSCRIPT = pa.schema(
         _column("logit_score", pa.float64(), "log-probability of the text by the emission; null: greedy"),
         _column("lm_score", pa.float64(), "the same plus language model and hotwords; null: greedy"),
         ENCODED[1],
-        DECODED[2],
-        DECODED[3],
-        DECODED[4],
+        *DECODED[2:],
+        SEGMENT[2],
         _METADATA,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
@@ -204,9 +208,7 @@ ALIGNMENT = pa.schema(
         _column("words", pa.list_(ALIGNED_WORD), "every word of the text in order"),
         _column("characters", pa.list_(ALIGNED_CHARACTER), "the characters of the words in order"),
         ENCODED[1],
-        DECODED[2],
-        DECODED[3],
-        DECODED[4],
+        *DECODED[2:],
         _METADATA,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
@@ -221,6 +223,7 @@ REJECT = pa.schema(
         _SHARD,
         _RECORDING,
         _column("segment_id", pa.string(), "null where the item failed before it was segmented"),
+        DECODED[5],
         _URI,
         _column("start_s", pa.float64(), "start of what failed; null: the beginning", "s"),
         _column("end_s", pa.float64(), "end of what failed; null: the end", "s"),
