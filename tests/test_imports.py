@@ -17,12 +17,12 @@ ARROWS = """
 errors     ->
 schema     ->
 decoder_config -> errors
-config     -> decoder_config errors
+config     -> audio_config decoder_config errors
 align_config -> config decoder_config errors
 hub        -> errors
 stores     -> errors
 audio      -> errors hub
-audio_config -> decoder_config errors
+audio_config -> errors
 models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
@@ -35,17 +35,17 @@ progress   ->
 stages     -> audio audio_config decoder_config errors models processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
-job        -> align_config config decoding errors frame_rate hub plan processors stores text
+job        -> align_config audio config decoding errors frame_rate hub plan processors stores text
 pools      -> config errors
 pipeline   -> align_config config decoding errors hub job packing plan pools progress schema stages stores
 plugin_rows -> errors packing schema stages
-plugin     -> decoder_config decoding hub job plugin_rows schema stages
+plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
 console    -> demo job metrics plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
-cli        -> align_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
+cli        -> align_config audio_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 MAY_IMPORT_RAY = {"pipeline", "plugin", "plugin_align", "plugin_rows"}  # the rest runs and is tested without

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from w2v_ray.decoder_config import check_choice
 from w2v_ray.errors import ConfigError
 
-__all__ = ["MAX_CHANNEL", "ON_TRUNCATED", "check_audio", "check_channel"]
+__all__ = ["MAX_CHANNEL", "ON_TRUNCATED", "check_channel", "check_vad"]
 
 ON_TRUNCATED = ("mark", "reject")
 MAX_CHANNEL = 31  # recordings with more than 32 channels are refused
@@ -30,13 +29,12 @@ def check_channel(channel: str | int) -> str | int:
     )
 
 
-def check_audio(*, on_truncated: str, vad: str | None, keep_non_speech: bool) -> None:
-    """Checks the settings that go with ``channel``.
+def check_vad(vad: str | None, *, keep_non_speech: bool) -> None:
+    """Checks how a voice activity detector is named.
 
     Raises:
-        ConfigError: One is none of its values, or ``keep_non_speech`` is off without a ``vad``.
+        ConfigError: It is not MODULE:FUNCTION, or there is none and ``keep_non_speech`` is off.
     """
-    check_choice("on_truncated", on_truncated, ON_TRUNCATED)
     if vad is not None and not _HOOK.fullmatch(vad):
         raise ConfigError(f"vad is {vad!r}, expected MODULE:FUNCTION; name a function that can be imported")
     if vad is None and not keep_non_speech:

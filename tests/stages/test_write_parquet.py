@@ -55,6 +55,10 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
         "sample_rate_hz": 8000,
         "num_channels": 2,
         "codec": "wav/pcm_s16le",
+        "channel": 1,
+        "decode_status": "ok",
+        "audio_notes": ["clipped"],
+        "speech_ratio": 0.5,
     }
     return row | changes
 
@@ -107,6 +111,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "shard_id": "abc123",
             "recording_id": "/r1.wav",
             "segment_id": None,
+            "channel": None,
             "uri": "/r1.wav",
             "start_s": None,
             "end_s": None,
@@ -122,6 +127,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "shard_id": "abc123",
             "recording_id": "/r2.wav",
             "segment_id": "/r2.wav@1",
+            "channel": 1,
             "uri": "/r2.wav",
             "start_s": 20.0,
             "end_s": 40.0,
@@ -139,7 +145,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
 def test_the_footer_is_a_record_that_can_be_checked(tmp_path: Path) -> None:
     summary = write(tmp_path)
     found = footer(tmp_path / "transcripts" / "part-abc123.parquet")
-    assert found["w2v_ray.schema_version"] == "2"
+    assert found["w2v_ray.schema_version"] == "3"
     assert found["w2v_ray.job_fingerprint"] == "job1"
     record = json.loads(found["w2v_ray.shard"])
     rejects = (tmp_path / "rejects" / "part-abc123.parquet").read_bytes()

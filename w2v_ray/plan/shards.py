@@ -81,6 +81,8 @@ def make_items(entries: pa.Table, shard_seconds: float, *, cut_long: bool = True
         A table of the schema ITEM, shard after shard.
     """
     items = _cut(entries, shard_seconds if cut_long else math.inf)
+    if "channel" not in items.column_names:
+        items = items.append_column(ITEM.field("channel"), pa.nulls(items.num_rows, pa.int32()))
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     sizes = pc.min_element_wise(pc.fill_null(items.column("byte_size"), 0), _MAX_WHOLE_BYTES)
     num_bytes = pc.if_else(is_whole, sizes, 0).to_pylist()

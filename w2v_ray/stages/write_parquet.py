@@ -88,7 +88,7 @@ class WriteParquet:
         name = f"part-{shard_ids[0]}.parquet"
         summary = self._published(name)
         if summary is None:
-            order = [("item_index", "ascending"), ("segment_index", "ascending")]
+            order = [(name, "ascending") for name in ("item_index", "channel", "segment_index")]
             summary = self._publish(name, table.select(self._needed).sort_by(order))
         reasons = json.dumps(summary["rejects_by_reason"])
         return pa.Table.from_pylist([summary | {"rejects_by_reason": reasons}], schema=_SUMMARY)
