@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
@@ -45,6 +46,10 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         dtype: bfloat16
         shard_seconds: 600
         max_segment_seconds: 20.5
+        channel: 1
+        on_truncated: reject
+        vad: speech.detect:find
+        keep_non_speech: false
         num_encoders: 2
         encoder_threads: 4
         num_decoders: 3
@@ -76,6 +81,10 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         dtype="bfloat16",
         shard_seconds=600.0,
         max_segment_seconds=20.5,
+        channel=1,
+        on_truncated="reject",
+        vad="speech.detect:find",
+        keep_non_speech=False,
         num_encoders=2,
         encoder_threads=4,
         num_decoders=3,
@@ -268,6 +277,10 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "dtype": "float16",
         "shard_seconds": 60.0,
         "max_segment_seconds": 10.0,
+        "channel": 1,
+        "on_truncated": "reject",
+        "vad": "speech:other",
+        "keep_non_speech": False,
         "num_encoders": 2,
         "encoder_threads": 2,
         "num_decoders": 2,
@@ -279,7 +292,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         **search,
     }
     assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
-    one = job(lm="lm.arpa", hotwords=("two",))
+    one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find")
     changes = {
         name
         for name, value in other.items()
@@ -288,6 +301,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),
         *("shard_seconds", "max_segment_seconds", "keep_log_probs"),
+        *("channel", "on_truncated", "vad", "keep_non_speech"),
         *search,
     }
 
@@ -312,3 +326,30 @@ def test_the_settings_of_the_decoder_can_be_taken_alone() -> None:
 def test_a_bad_value_of_redecoding_is_named(name: str, value: object, bound: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name} .*{bound}"):
         RedecodeConfig(**({"source": "out", "output": "again"} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"channel": "centre"},
+            "channel is 'centre', expected mix, left, right, split or a number from 0 to 31",
+        ),
+        ({"channel": 32}, "channel is 32, expected"),
+        ({"channel": 1.5}, r"channel is 1.5 \(a number\), expected text or a whole number"),
+        ({"on_truncated": "drop"}, "on_truncated is 'drop', expected one of mark, reject"),
+        ({"vad": "speech.find"}, "vad is 'speech.find', expected MODULE:FUNCTION"),
+        ({"vad": "speech:find()"}, "expected MODULE:FUNCTION"),
+        ({"keep_non_speech": False}, "keep_non_speech is false, which has no effect by itself; name vad too"),
+    ],
+)
+def test_settings_of_audio_are_checked(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        job(**changes)
+    assert job(channel="3").channel == 3
+
+
+def test_a_text_is_not_aligned_with_every_channel() -> None:
+    with pytest.raises(ConfigError, match="channel is 'split', and a text is of one signal"):
+        AlignConfig(inputs=("a",), output="out", model="m", channel="split")
+    assert AlignConfig(inputs=("a",), output="out", model="m", channel="left").channel == "left"

@@ -18,13 +18,14 @@ errors     ->
 schema     ->
 decoder_config -> errors
 store_config -> errors
-config     -> decoder_config errors store_config
+config     -> audio_config decoder_config errors store_config
 align_config -> config decoder_config errors
 hub        -> errors
 crash_points ->
 stores     -> crash_points errors store_config
 parts      -> errors schema stores
 audio      -> errors hub
+audio_config -> errors
 models     -> errors hub
 text       -> errors hub stores
 processors -> audio errors hub models text
@@ -36,15 +37,15 @@ output     -> crash_points errors parts plan schema stores
 packing    ->
 metrics    ->
 progress   ->
-stages     -> audio containers crash_points decoder_config errors models parts processors schema stores text
+stages     -> audio audio_config containers crash_points decoder_config errors models parts processors schema stores text
 frame_rate -> audio errors hub models processors schema
 decoding   -> decoder_config errors stores text
-job        -> align_config config decoding errors frame_rate hub output plan processors stores text
+job        -> align_config audio config decoding errors frame_rate hub output plan processors stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config config decoding errors hub job packing parts plan pools progress ray_auth schema stages stores
 plugin_rows -> errors packing schema stages
-plugin     -> decoder_config decoding hub job plugin_rows schema stages
+plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
 exports    -> errors plan schema stores
@@ -52,7 +53,7 @@ console    -> demo job metrics plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
 cli_export -> exports
-cli        -> align_config cli_decode cli_export cli_lm config console demo errors job pipeline plan w2v_ray
+cli        -> align_config audio_config cli_decode cli_export cli_lm config console demo errors job pipeline plan w2v_ray
 """  # noqa: E501
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
 # The rest runs and is tested without.

@@ -46,6 +46,7 @@ VALUES: dict[pa.DataType, list[Any]] = {
     pa.bool_(): [True, False],
     pa.large_binary(): [b"", b"\x00\xff" * 50],
     ERROR: [ERROR_VALUE, {"stage": None, "error_class": "", "message": None}],
+    pa.list_(pa.string()): [[], ["clipped", "silent"]],
     pa.list_(WORD): [[], [{"word": "a", "confidence": 0.25, "start_frame": 3} | TIMES] * 2],
     pa.list_(CHARACTER): [[{"char": "a", "confidence": 0.25, "end_frame": 4} | TIMES], []],
     pa.list_(ALIGNED_WORD): [[{"word": "a", "score": None, "aligned": False} | TIMES], []],

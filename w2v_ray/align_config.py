@@ -31,6 +31,8 @@ class AlignConfig(JobConfig):
                 raise ConfigError(
                     f"{field.name} is {value!r}, which an alignment has no use for; leave it out"
                 )
+        if self.channel == "split":
+            raise ConfigError("channel is 'split', and a text is of one signal; choose a channel, or mix")
         if not self.text_key:
             raise ConfigError("text_key is '', expected a key of the manifest; name the text's")
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from w2v_ray import __version__, cli_export, cli_lm
+from w2v_ray.audio_config import ON_TRUNCATED
 from w2v_ray.cli_decode import (
     add_decoder_arguments,
     add_decoder_workers,
@@ -182,6 +183,27 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
             choices=allowed,
             help=f"{text} (default: %(default)s)",
         )
+    parser.add_argument(
+        "--channel",
+        default=defaults["channel"],
+        metavar="CHANNEL",
+        help="mix, left, right, split (each for itself) or a number from 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--on-truncated",
+        default=defaults["on_truncated"],
+        choices=ON_TRUNCATED,
+        help="what to do with audio that is shorter than its header says (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vad", metavar="MODULE:FUNCTION", help="voice activity detector that says where to cut"
+    )
+    parser.add_argument(
+        "--drop-non-speech",
+        dest="keep_non_speech",
+        action="store_false",
+        help="recognise only what --vad calls speech",
+    )
     numbers = {
         "shard_seconds": "seconds of audio in a shard, the unit of work and of one output file",
         "max_segment_seconds": "longest piece the encoder takes at once, in seconds",

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
 from w2v_ray.errors import ConfigError
 from w2v_ray.store_config import StoreConfig
@@ -62,6 +63,18 @@ class JobConfig(DecoderConfig):
     shard_seconds: float = 1200.0
     """Audio per shard, in seconds (10 to 7200): the unit of work, of memory and of one output file."""
 
+    channel: str | int = "mix"
+    """What is taken of recordings with several channels: mix, left, right, split, or a number from 0."""
+
+    on_truncated: str = "mark"
+    """What is done with audio that is shorter than its header says: mark its rows, or reject them."""
+
+    vad: str | None = None
+    """A voice activity detector as ``MODULE:FUNCTION``, whose pauses are cut at first; null: silences are."""
+
+    keep_non_speech: bool = True
+    """Whether what the ``vad`` does not call speech is recognised as well."""
+
     max_segment_seconds: float = 30.0
     """The longest piece the encoder takes at once, in seconds (1 to 300); longer speech is cut in silence."""
 
@@ -106,6 +119,9 @@ class JobConfig(DecoderConfig):
             )
         check_choice("attn_implementation", self.attn_implementation, ATTN_IMPLEMENTATIONS)
         check_choice("dtype", self.dtype, _DTYPES)
+        object.__setattr__(self, "channel", check_channel(self.channel))
+        check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
+        check_vad(self.vad, keep_non_speech=self.keep_non_speech)
         check_range("shard_seconds", self.shard_seconds, 10, 7200)
         check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
@@ -132,6 +148,10 @@ class JobConfig(DecoderConfig):
             "attn_implementation": self.attn_implementation,
             "dtype": self.dtype,
             "shard_seconds": self.shard_seconds,
+            "channel": self.channel,
+            "on_truncated": self.on_truncated,
+            "vad": self.vad,
+            "keep_non_speech": self.keep_non_speech,
             "max_segment_seconds": self.max_segment_seconds,
             **self.search_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),

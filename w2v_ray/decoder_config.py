@@ -31,6 +31,7 @@ def _is_number(value: object) -> bool:
 _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "tuple[str, ...]": ("a list of text", _is_text_list),
     "str": ("text", _is_text),
+    "str | int": ("text or a whole number", lambda value: _is_text(value) or _is_whole(value)),
     "str | None": ("text or null", lambda value: value is None or _is_text(value)),
     "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
     "float": ("a number", _is_number),

@@ -10,9 +10,11 @@
     +-- ItemError            one recording or segment failed: it becomes a row of ``rejects/``
         +-- ReadError        its bytes could not be fetched
         +-- DecodeError      its bytes are not audio that any codec here can decode
+        +-- TruncatedError   it is shorter than its header or its plan says
         +-- AudioLimitError  its rate, channel count, length or samples are outside what is accepted
         +-- EmptyAudioError  it decodes to no samples at all
         +-- TooShortError    it has fewer samples than the encoder needs for one frame
+        +-- SegmentError     the voice activity detector of the job failed on it
         +-- EncodeError      the encoder failed on this item alone
         +-- AlignError       its text is missing, or cannot be aligned with it
 
@@ -34,7 +36,9 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "ReadError",
+    "SegmentError",
     "TooShortError",
+    "TruncatedError",
     "W2vRayError",
 ]
 
@@ -79,6 +83,10 @@ class DecodeError(ItemError):
     """The bytes of an item are not audio that any codec here can decode."""
 
 
+class TruncatedError(ItemError):
+    """An item is shorter than its header or its plan says."""
+
+
 class AudioLimitError(ItemError):
     """The rate, channel count, length or samples of an item are outside what is accepted."""
 
@@ -89,6 +97,10 @@ class EmptyAudioError(ItemError):
 
 class TooShortError(ItemError):
     """An item has fewer samples than the encoder needs for one frame."""
+
+
+class SegmentError(ItemError):
+    """The voice activity detector of the job failed on an item."""
 
 
 class EncodeError(ItemError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
+from w2v_ray.audio.speech import load_detector
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoding import check_decoder, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
@@ -82,6 +83,8 @@ def prepare(job: JobConfig) -> Plan:
     stores.use(job.store_config)
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
+    if job.vad is not None:
+        load_detector(job.vad)
     vocabulary = vocabulary_of(job.model, revision=job.revision)
     # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
     content = check_decoder(job.decoder(), vocabulary.tokenizer, model=job.model, revision=job.revision)

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -72,7 +73,11 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
     read = ReadAudio(ReadAudioConfig())
     decode = DecodeAudio(_decoding(job))
-    segment = SegmentAudio(SegmentAudioConfig(max_segment_seconds=job.max_segment_seconds))
+    segment = SegmentAudio(
+        SegmentAudioConfig(
+            max_segment_seconds=job.max_segment_seconds, vad=job.vad, keep_non_speech=job.keep_non_speech
+        )
+    )
     model = absolute_model(job.model)
     encode = EncodeConfig(
         model=model,
@@ -256,9 +261,8 @@ class EncodeShard:
 
 
 def _decoding(job: JobConfig) -> DecodeAudioConfig:
-    if isinstance(job, AlignConfig):
-        return DecodeAudioConfig(max_item_seconds=MAX_ITEM_SECONDS)
-    return DecodeAudioConfig()
+    config = DecodeAudioConfig(channel=job.channel, on_truncated=job.on_truncated)
+    return replace(config, max_item_seconds=MAX_ITEM_SECONDS) if isinstance(job, AlignConfig) else config
 
 
 class TextShard:

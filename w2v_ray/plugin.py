@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.decoding import check_decoder, reachable
+from w2v_ray.errors import ConfigError
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
@@ -45,6 +46,9 @@ def transcribe(
     attn_implementation: str = "sdpa",
     dtype: str = "float32",
     max_segment_seconds: float = 30.0,
+    channel: str | int = "mix",
+    vad: str | None = None,
+    keep_non_speech: bool = True,
     rows_per_batch: int = 16,
     num_encoders: int = 1,
     num_cpus: float = 0.5,
@@ -70,6 +74,9 @@ def transcribe(
             "flex_attention".
         dtype: Of weights and activations.
         max_segment_seconds: The longest piece the encoder takes at once, in seconds.
+        channel: What is taken of recordings with several: "mix", "left", "right" or a number from 0.
+        vad: A voice activity detector as "MODULE:FUNCTION", whose pauses are cut at first.
+        keep_non_speech: Whether what the detector does not call speech is recognised as well.
         rows_per_batch: Rows that travel together; lower it for long recordings.
         num_encoders: Encoder actors.
         num_cpus: CPUs that each encoder actor reserves.
@@ -91,6 +98,8 @@ def transcribe(
         ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
             be added but is there already, raises it when the Dataset runs.
     """
+    if channel == "split":
+        raise ConfigError("channel is 'split', which would make several rows of one; name a channel, or mix")
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
     decoder = DecoderConfig() if decoder is None else decoder
@@ -115,7 +124,10 @@ def transcribe(
         caller="transcribe",
         added=tuple(prefix + name for name in _ADDED),
         audio_column=audio_column,
-        segment=SegmentAudioConfig(max_segment_seconds=max_segment_seconds),
+        channel=channel,
+        segment=SegmentAudioConfig(
+            max_segment_seconds=max_segment_seconds, vad=vad, keep_non_speech=keep_non_speech
+        ),
     )
     ds = encode_rows(
         ds, load, encode, rows_per_batch=rows_per_batch, num_encoders=num_encoders, num_cpus=num_cpus

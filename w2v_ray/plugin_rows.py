@@ -43,6 +43,7 @@ class LoadRows:
     text_column: str | None = None
     """The column whose text goes with the segments; None: none does."""
     max_item_seconds: float = DecodeAudioConfig().max_item_seconds
+    channel: str | int = "mix"
     segment: SegmentAudioConfig
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -55,7 +56,7 @@ class LoadRows:
         items = _items(rows, self.audio_column)
         if self.text_column is not None:
             items = _with_texts(items, rows, self.text_column)
-        decode = DecodeAudio(DecodeAudioConfig(max_item_seconds=self.max_item_seconds))
+        decode = DecodeAudio(DecodeAudioConfig(max_item_seconds=self.max_item_seconds, channel=self.channel))
         segments = SegmentAudio(self.segment)(decode(ReadAudio(ReadAudioConfig())(items)))
         return _join(rows, segments)
 

@@ -117,12 +117,16 @@ DECODED = [
     _column("sample_rate_hz", pa.int32(), "rate of the source", "Hz"),
     _column("num_channels", pa.int32(), "channels of the source"),
     _column("codec", pa.string(), "container/codec of the source, as the decoder names it"),
+    _column("channel", pa.int32(), "channel of the source that the samples are, from 0; null: the mix"),
+    _column("decode_status", pa.string(), "ok, or truncated: shorter than its header or plan says"),
+    _column("audio_notes", pa.list_(pa.string()), "any of non_finite, clipped, silent"),
 ]
 
 # segment_audio makes one row per segment, whose start_s, end_s, duration_s and samples these become. It adds:
 SEGMENT = [
-    _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, unique in the output"),
-    _column("segment_index", pa.int32(), "position of the segment in its item"),
+    _column("segment_id", pa.string(), "recording_id@start_ms-end_ms, with #cN before the @ for a channel"),
+    _column("segment_index", pa.int32(), "position of the segment in its item and channel"),
+    _column("speech_ratio", pa.float32(), "share of its frames that are not silent, or that are speech"),
 ]
 
 # encode drops samples and adds:
@@ -157,9 +161,8 @@ TRANSCRIPT = pa.schema(
         _column("logit_score", pa.float64(), "log-probability of the text by the emission; null: greedy"),
         _column("lm_score", pa.float64(), "the same plus language model and hotwords; null: greedy"),
         ENCODED[1],
-        DECODED[2],
-        DECODED[3],
-        DECODED[4],
+        *DECODED[2:],
+        SEGMENT[2],
         _METADATA,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
@@ -215,9 +218,7 @@ ALIGNMENT = pa.schema(
         _column("words", pa.list_(ALIGNED_WORD), "every word of the text in order"),
         _column("characters", pa.list_(ALIGNED_CHARACTER), "the characters of the words in order"),
         ENCODED[1],
-        DECODED[2],
-        DECODED[3],
-        DECODED[4],
+        *DECODED[2:],
         _METADATA,
     ],
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
@@ -233,6 +234,7 @@ REJECT = pa.schema(
         _ITEM_INDEX,
         _RECORDING,
         _column("segment_id", pa.string(), "null where the item failed before it was segmented"),
+        DECODED[5],
         _URI,
         _column("start_s", pa.float64(), "start of what failed; null: the beginning", "s"),
         _column("end_s", pa.float64(), "end of what failed; null: the end", "s"),

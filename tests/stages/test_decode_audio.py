@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v_ray.audio.codecs import open_audio
+from w2v_ray.audio.condition import Condition
 from w2v_ray.audio.resample import Resampler, mix_to_mono
 from w2v_ray.errors import ConfigError, ReadError
 from w2v_ray.schema import DECODED, ERROR, ITEM, READ, SAMPLE_RATE_HZ
@@ -101,7 +102,7 @@ def test_an_item_becomes_its_samples_and_columns() -> None:
     row_in = {"audio_bytes": encode(samples, 44_100), "planned_s": 2.9, "metadata": '{"a": 1}'}
     made = DecodeAudio(DecodeAudioConfig())(table(row_in, note=["kept"]))
     assert made.schema.names == [n for n in SCHEMA.names if n != "audio_bytes"] + ["note"] + [
-        f.name for f in DECODED
+        f.name for f in DECODED if f.name != "channel"
     ]
     for field in DECODED:
         assert made.schema.field(field.name).type == field.type
@@ -111,6 +112,7 @@ def test_an_item_becomes_its_samples_and_columns() -> None:
     assert len(expected) == 3 * SAMPLE_RATE_HZ
     assert (row["start_s"], row["end_s"], row["duration_s"]) == (0.0, 3.0, 3.0)
     assert (row["sample_rate_hz"], row["num_channels"], row["codec"]) == (44_100, 2, "WAV/PCM_16")
+    assert (row["channel"], row["decode_status"], row["audio_notes"]) == (None, "ok", [])
     assert (row["planned_s"], row["metadata"], row["note"], row["error"]) == (2.9, '{"a": 1}', "kept", None)
 
 
@@ -136,8 +138,8 @@ def test_every_failure_is_a_row_and_its_neighbours_are_untouched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = encode(talk(1, 16_000, 2), 16_000)
-    with_nan = np.zeros(16_000, np.float32)
-    with_nan[15_000] = np.nan
+    with_nan = np.full(16_000, np.nan, np.float32)
+    with_nan[15_000:] = 0
 
     def broken_store(
         uri: str, byte_offset: int | None, byte_size: int | None, *, version: str | None
@@ -202,7 +204,8 @@ def test_an_exact_range_is_a_slice() -> None:
     np.testing.assert_array_equal(first["samples"], at_16k(mono[start:end], 22_050))
     assert (first["start_s"], first["end_s"]) == (start / 22_050, end / 22_050)
     assert (last["start_s"], last["end_s"], last["duration_s"]) == (5.0, 6.0, 1.0)
-    assert late["error"]["error_class"] == "DecodeError"
+    assert (first["decode_status"], last["decode_status"]) == ("ok", "truncated")
+    assert late["error"]["error_class"] == "TruncatedError"
     assert "ends at 6.00 s, before this range at 6.00 s" in late["error"]["message"]
 
 
@@ -265,7 +268,7 @@ def test_neighbours_agree_and_cover_the_recording(
     good = [row for row in rows if row["error"] is None]
     assert rows[: len(good)] == good  # a range past the end has none after it
     for row in rows[len(good) :]:
-        assert row["error"]["error_class"] == "DecodeError"
+        assert row["error"]["error_class"] == "TruncatedError"
         assert f"ends at {len(mono) / rate:.2f} s, before this range" in row["error"]["message"]
         assert row["start_s"] >= len(mono) / rate - 1e-9
     edges = [round(row["start_s"] * rate) for row in good] + [round(good[-1]["end_s"] * rate)]
@@ -352,3 +355,184 @@ def test_the_error_column_has_its_type_even_where_all_is_well() -> None:
     made = DecodeAudio(DecodeAudioConfig())(table({"audio_bytes": encode(talk(1, 8_000, 1), 8_000)}))
     assert made.schema.field("error").type == ERROR
     made.validate(full=True)
+
+
+# --- what is missing of an item
+
+
+def test_a_cut_off_file_is_marked_or_rejected() -> None:
+    data = encode(talk(6, 16_000, 1), 16_000)
+    cut = data[: len(data) // 2]
+    (marked,) = run(table({"audio_bytes": cut}))
+    assert (marked["decode_status"], marked["error"]) == ("truncated", None)
+    assert marked["end_s"] == pytest.approx(3, abs=0.01)
+    (rejected,) = run(table({"audio_bytes": cut}), on_truncated="reject")
+    assert rejected["error"]["error_class"] == "TruncatedError"
+    assert "ends at 3.00 s where its header says 6.00 s" in rejected["error"]["message"]
+    assert rejected["samples"] is None
+    (whole,) = run(table({"audio_bytes": data}), on_truncated="reject")
+    assert (whole["decode_status"], whole["error"]) == ("ok", None)
+
+
+def test_of_a_cut_off_recording_the_range_at_its_end_is_marked_and_no_other() -> None:
+    data = encode(talk(20, 16_000, 2), 16_000, "FLAC")
+    cut = data[: len(data) * 6 // 10]
+    for borders in ([4.0, 8.0, 16.0], [4.0, 8.0, 11.5]):
+        rows = ranges(cut, borders)
+        ends = [row["end_s"] for row in rows if row["error"] is None]
+        assert ends == sorted(ends)
+        statuses = [row["decode_status"] for row in rows if row["error"] is None]
+        assert statuses == ["ok"] * (len(statuses) - 1) + ["truncated"]
+        assert {row["error"]["error_class"] for row in rows if row["error"]} <= {"TruncatedError"}
+
+
+# --- channels
+
+
+def channel_rows(data: bytes, job: str | int, **item: Any) -> list[dict[str, Any]]:
+    return run(table({"audio_bytes": data, **item}), channel=job)
+
+
+def test_a_channel_is_taken_as_the_job_or_the_item_says() -> None:
+    samples = np.stack([talk(2, 16_000, seed)[:, 0] for seed in range(3)], 1)
+    data = encode(samples, 16_000, subtype="FLOAT")
+    for channel, index in [("left", 0), ("right", 1), (2, 2), ("0", 0)]:
+        (row,) = channel_rows(data, channel)
+        np.testing.assert_array_equal(row["samples"], samples[:, index])
+        assert (row["channel"], row["num_channels"]) == (index, 3)
+    for job in ("mix", "split", "left"):
+        (row,) = channel_rows(data, job, channel=1)
+        np.testing.assert_array_equal(row["samples"], samples[:, 1])
+    (mixed,) = channel_rows(data, "mix")
+    np.testing.assert_array_equal(mixed["samples"], mix_to_mono(samples))
+    assert mixed["channel"] is None
+
+
+def test_split_makes_a_row_of_each_channel() -> None:
+    three = np.stack([talk(2, 16_000, seed)[:, 0] for seed in range(3)], 1)
+    data, mono = encode(three, 16_000, subtype="FLOAT"), encode(talk(1, 16_000, 9), 16_000)
+    made = table({"audio_bytes": data}, {"audio_bytes": b"no"}, {"audio_bytes": mono}, note=["a", "b", "c"])
+    rows = run(made, channel="split")
+    assert [(row["note"], row["channel"]) for row in rows] == [
+        ("a", 0),
+        ("a", 1),
+        ("a", 2),
+        ("b", None),
+        ("c", 0),
+    ]
+    for row, expected in zip(rows, three.T, strict=False):
+        np.testing.assert_array_equal(row["samples"], expected)
+    assert [row["error"] is None for row in rows] == [True, True, True, False, True]
+    assert len(rows[4]["samples"]) == 16_000
+
+
+def test_the_channels_of_a_split_range_share_their_cuts() -> None:
+    rate = 16_000
+    samples = np.stack([talk(20, rate, seed)[:, 0] for seed in range(2)], 1)
+    data = encode(samples, rate, subtype="FLOAT")
+    edges: list[float | None] = [None, 6.0, 13.0, None]
+    items = [
+        {"audio_bytes": data, "start_s": a, "end_s": b, "start_is_cut": bool(a), "end_is_cut": bool(b)}
+        for a, b in itertools.pairwise(edges)
+    ]
+    rows = run(table(*items), channel="split", border_seconds=2.0)
+    assert len(rows) == 6
+    for channel in (0, 1):
+        mine = [row for row in rows if row["channel"] == channel]
+        assert [row["end_s"] for row in mine[:-1]] == [row["start_s"] for row in mine[1:]]
+        np.testing.assert_array_equal(np.concatenate([r["samples"] for r in mine]), samples[:, channel])
+    assert rows[0]["end_s"] == rows[1]["end_s"]
+
+
+def test_a_channel_that_is_not_there_is_one_sentence() -> None:
+    mono, stereo = (encode(talk(1, 16_000, 1, n), 16_000) for n in (1, 2))
+    (right,) = channel_rows(mono, "right")
+    assert right["error"] == {
+        "stage": "decode_audio",
+        "error_class": "AudioLimitError",
+        "message": "the right channel was asked for and the recording has one channel; "
+        "choose another, or mix",
+    }
+    (third,) = channel_rows(stereo, 2)
+    assert "channel 2 was asked for and the recording has 2 channels, 0 to 1;" in third["error"]["message"]
+    assert channel_rows(mono, "left")[0]["error"] is None
+    assert channel_rows(mono, 0, channel=1)[0]["error"]["error_class"] == "AudioLimitError"
+
+
+def test_the_length_limit_counts_all_channels() -> None:
+    data = encode(talk(4, 8_000, 4, channels=2), 8_000)
+    made = table({"audio_bytes": data}, {"audio_bytes": data, "start_s": 0.0, "end_s": 3.9})
+    rows = run(made, channel="split", max_item_seconds=6)
+    assert [row["error"]["error_class"] for row in rows] == ["AudioLimitError"] * 2
+    assert "goes on after 3 s, the most that an item of 2 channels may hold" in rows[0]["error"]["message"]
+    assert len(run(made, channel="split", max_item_seconds=8)) == 4
+    with pytest.raises(
+        ConfigError, match="channel is 'middle', expected mix, left, right, split or a number"
+    ):
+        DecodeAudioConfig(channel="middle")
+    for bad in (-1, 32, True, "1.5", "", None):
+        with pytest.raises(ConfigError, match="channel is "):
+            DecodeAudioConfig(channel=bad)
+    with pytest.raises(ConfigError, match="on_truncated is 'keep', expected one of mark, reject"):
+        DecodeAudioConfig(on_truncated="keep")
+
+
+# --- the condition of samples
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e12])
+def test_samples_that_are_no_sound_are_silenced_and_noted(value: float) -> None:
+    samples = talk(4, 16_000, 3)
+    samples[1000:1500] = value
+    (row,) = run(table({"audio_bytes": encode(samples, 16_000, subtype="FLOAT")}))
+    samples[1000:1500] = 0
+    np.testing.assert_array_equal(row["samples"], samples[:, 0])
+    assert (row["audio_notes"], row["decode_status"]) == (["non_finite"], "ok")
+
+
+def test_only_what_is_taken_of_a_recording_is_judged() -> None:
+    samples = talk(20, 16_000, 3, channels=2)
+    samples[:, 1] = np.nan
+    samples[1000, 0] = np.inf
+    data = encode(samples, 16_000, subtype="FLOAT")
+    assert "of 320,000 samples are infinite, no numbers" in channel_rows(data, "mix")[0]["error"]["message"]
+    assert channel_rows(data, "right")[0]["error"]["error_class"] == "AudioLimitError"
+    assert channel_rows(data, "left")[0]["audio_notes"] == ["non_finite"]
+    late = channel_rows(data, "left", start_s=8.0, start_is_cut=True)
+    assert (late[0]["error"], late[0]["audio_notes"]) == (None, [])
+
+
+def test_clipping_and_silence_are_noted() -> None:
+    rate = 16_000
+    loud = 3 * talk(4, rate, 5).clip(-1, 1)
+    peak = np.zeros((rate, 1), np.float32)
+    peak[100:103] = 1
+    cases = [
+        (loud.clip(-1, 1), ["clipped"]),
+        (loud * 1000, []),  # in another scale
+        (peak, []),  # of three samples
+        (np.zeros((rate, 1), np.float32), ["silent"]),
+        (9e-4 * peak, ["silent"]),
+        (2e-3 * peak, []),
+    ]
+    for samples, notes in cases:
+        (row,) = run(table({"audio_bytes": encode(samples, rate, subtype="FLOAT")}))
+        assert row["audio_notes"] == notes
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.5, 0.9995, 1.0, -1.0, float("nan")]), max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+)
+def test_the_condition_does_not_depend_on_blocks(values: list[float], cuts: list[int]) -> None:
+    samples = np.array(values, np.float32)
+    whole, parts = Condition(), Condition()
+    expected = whole.take(samples)
+    edges = [0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]
+    taken = [parts.take(samples[a:b]) for a, b in itertools.pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(taken), expected)
+    assert whole.notes() == parts.notes()
+    runs = "".join("x" if abs(value) >= 0.999 else "." for value in values)
+    is_clipped = any(len(run) >= 3 for run in runs.split("."))
+    assert ("clipped" in whole.notes()) == is_clipped

@@ -57,6 +57,10 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
         "sample_rate_hz": 8000,
         "num_channels": 2,
         "codec": "wav/pcm_s16le",
+        "channel": 1,
+        "decode_status": "ok",
+        "audio_notes": ["clipped"],
+        "speech_ratio": 0.5,
     }
     return row | changes
 
@@ -116,6 +120,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "item_index": 1,
             "recording_id": "/r1.wav",
             "segment_id": None,
+            "channel": None,
             "uri": "/r1.wav",
             "start_s": None,
             "end_s": None,
@@ -132,6 +137,7 @@ def test_a_shard_is_published_as_rows_and_rejects(tmp_path: Path) -> None:
             "item_index": 2,
             "recording_id": "/r2.wav",
             "segment_id": "/r2.wav@1",
+            "channel": 1,
             "uri": "/r2.wav",
             "start_s": 20.0,
             "end_s": 40.0,

@@ -1,7 +1,7 @@
 """Opens audio by its content, whatever its name: libsndfile first, FFmpeg for the rest.
 
-Everything is decoded in bounded blocks of float32. What is damaged, cut off, endless or outside
-the limits is refused with the reason; it is never returned shorter without a word.
+Everything is decoded in bounded blocks of float32. What is damaged, endless or outside the limits is refused
+with the reason, and what is cut off is marked: nothing is ever returned shorter without a word.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def measure_duration(file: BinaryIO) -> float:
             try:
                 next(reader.blocks(reader.num_frames - 1))
             except (DecodeError, StopIteration):
-                header_s = 0.0  # it promises more than there is
+                if reader.end_frame is not None:
+                    return reader.end_frame / reader.sample_rate_hz  # it promises more than there is
+                header_s = 0.0
             else:
                 return header_s
         is_exact = reader.length_is_exact

@@ -1,12 +1,11 @@
 """Decodes with FFmpeg, through PyAV: MP3, AAC, M4A, WebM, MP4 and what libsndfile leaves.
 
-It opens no playlist and no second file, and it refuses a file that yields less than its header
-counts or whose packets are damaged, where FFmpeg itself would go on without a word.
+It opens no playlist and no second file. It says where a file yields less than its header counts and refuses
+one whose packets are damaged, where FFmpeg itself would go on without a word.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -16,8 +15,17 @@ import av.container
 import numpy as np
 import numpy.typing as npt
 
+from w2v_ray.audio.headers import (
+    DIGEST_DIFFERS,
+    FlacDigest,
+    data_shortage,
+    mp3_counted_s,
+    read_flac_header,
+)
+from w2v_ray.audio.ogg import OggPages
 from w2v_ray.audio.reader import (
     BLOCK_SAMPLES,
+    EXACT_SLACK_S,
     SLACK_S,
     AudioReader,
     GuardedFile,
@@ -26,7 +34,7 @@ from w2v_ray.audio.reader import (
     check_not_cut_off,
     holds_frames,
 )
-from w2v_ray.errors import DecodeError, EmptyAudioError
+from w2v_ray.errors import DecodeError, EmptyAudioError, TruncatedError
 
 __all__ = ["open_ffmpeg", "walk_packets"]
 
@@ -35,6 +43,8 @@ _FORMATS = (
     "aac,ac3,eac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,flac,flv,loas,matroska,webm,mov,mp4,m4a,"
     "3gp,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nut,ogg,oma,qcp,rm,shn,tak,truehd,tta,voc,w64,wav,wv"
 )
+
+_MP3_SLACK_S = 0.1  # two frames and a bit: a torn last frame is common and harmless
 
 
 def open_ffmpeg(source: GuardedFile) -> tuple[AudioReader | None, str]:
@@ -63,42 +73,49 @@ def open_ffmpeg(source: GuardedFile) -> tuple[AudioReader | None, str]:
         # The header of an AAC stream may give half its rate: believe the first frame.
         first = next(frames, None)
         if first is None:
+            OggPages(source).check_end(0.0)
+            if data_shortage(source) > 1:
+                raise TruncatedError(
+                    f"the file ({codec}) is cut off before its first samples; fetch it again"
+                )
             raise EmptyAudioError(f"the file ({codec}) has no samples; leave it out or record it again")
         rate, channels = first.sample_rate, first.layout.nb_channels
         check_limits(rate, channels)
     except BaseException:
         container.close()
         raise
-    # MP4 and WebM leave out packets of pauses; in MP3 a missing packet is damage.
-    may_have_gaps = container.format.name != "mp3"
     declared_s, is_exact = _duration(source, container, stream)
+    flac = read_flac_header(source)
+    if flac is not None and flac.num_frames:
+        declared_s, is_exact = flac.num_frames / rate, True
     num_frames = None if declared_s is None else round(declared_s * rate)
     if num_frames is not None and not holds_frames(num_frames, source.size):
         num_frames = None
 
-    def decode(start: int) -> Iterator[Samples]:
-        assert start == 0
+    def blocks() -> Iterator[Samples]:
+        end = _End(source, container.format.name, declared_s if is_exact else None, rate)
+        digest = None if flac is None else FlacDigest(flac)
         parts: list[Samples] = []
-        held = total = 0
-        end_s = 0.0  # by timestamps
+        held = 0
         for frame in chain([first], frames):
             if frame.sample_rate != rate:
                 raise DecodeError(
                     f"the sample rate changes from {rate:,} to {frame.sample_rate:,} Hz at "
-                    f"{total / rate:.2f} s; encode the file again at one rate"
+                    f"{end.total / rate:.2f} s; encode the file again at one rate"
                 )
             parts.append(_samples(frame, channels))
             held += frame.samples
-            total += frame.samples
-            if may_have_gaps and frame.pts is not None and frame.time_base is not None:
-                end_s = max(end_s, float(frame.pts * frame.time_base) + frame.samples / rate)
+            end.add(frame)
+            if digest is not None:
+                digest.add(parts[-1])
             if held * channels >= BLOCK_SAMPLES:
                 yield np.concatenate(parts)
                 parts, held = [], 0
         if parts:
             yield np.concatenate(parts)
-        if is_exact and num_frames is not None:
-            check_not_cut_off(max(total / rate, end_s), num_frames / rate)
+        end.check()
+        if digest is not None and digest.is_wrong():
+            raise DecodeError(DIGEST_DIFFERS)
 
     reader = AudioReader(
         sample_rate_hz=rate,
@@ -107,10 +124,41 @@ def open_ffmpeg(source: GuardedFile) -> tuple[AudioReader | None, str]:
         num_frames=num_frames,
         length_is_exact=is_exact,
         seek_is_exact=False,
-        decode=decode,
+        decode=lambda _: (0, blocks()),
         close=container.close,
     )
     return reader, ""
+
+
+class _End:
+    """Compares where the audio ended with where it was to end."""
+
+    def __init__(self, source: GuardedFile, name: str, declared_s: float | None, rate: int) -> None:
+        self._source, self._name, self._declared_s, self._rate = source, name, declared_s, rate
+        self._pages = OggPages(source)
+        self._end_s = 0.0  # by timestamps
+        self.total = 0
+
+    def add(self, frame: av.AudioFrame) -> None:
+        self._pages.check_to(self._source.tell())
+        self.total += frame.samples
+        if self._name != "mp3" and frame.pts is not None and frame.time_base is not None:
+            end_s = float(frame.pts * frame.time_base) + frame.samples / self._rate
+            self._end_s = max(self._end_s, end_s)
+
+    def check(self) -> None:
+        found_s = self.total / self._rate
+        if self._name == "flac" and found_s < self._end_s - EXACT_SLACK_S:
+            raise DecodeError(
+                f"{self._end_s - found_s:.2f} s inside the FLAC cannot be decoded: the file is damaged, so "
+                "fetch it again"
+            )
+        if self._declared_s is not None:
+            # MP4 and WebM leave out packets of pauses; in MP3 a missing packet is damage.
+            slack_s = {"mp3": _MP3_SLACK_S, "flac": EXACT_SLACK_S}.get(self._name, SLACK_S)
+            check_not_cut_off(max(found_s, self._end_s), self._declared_s, slack_s)
+        check_not_cut_off(found_s, found_s * data_shortage(self._source), EXACT_SLACK_S)
+        self._pages.check_end(found_s)
 
 
 def walk_packets(source: GuardedFile) -> float | None:
@@ -176,7 +224,13 @@ def _frames(
                 if isinstance(frame, av.AudioFrame) and frame.samples:
                     decoded += 1
                     yield frame
-    except av.FFmpegError as error:  # the container itself is damaged from here on
+    except av.FFmpegError as error:  # the container itself is damaged from here on, or at its end
+        source.check()
+        if decoded and source.is_at_end:
+            raise TruncatedError(
+                f"the file ({container.format.name}) ends inside a packet, where FFmpeg says "
+                f"{error.strerror!r}: it is cut off, so fetch it again"
+            ) from error
         packets, words = packets + 1, error.strerror
         damaged = packets
     source.check()
@@ -215,23 +269,7 @@ def _duration(
         return None, False
     name = container.format.name
     if name == "mp3":
-        counted_s = _mp3_counted_s(source)
+        counted_s = mp3_counted_s(source)
         # Where the file is longer than its count, FFmpeg drops the count and estimates.
         return duration, counted_s is not None and abs(duration - counted_s) < SLACK_S
     return duration, name.startswith("mov,") or (name.startswith("matroska") and len(container.streams) == 1)
-
-
-def _mp3_counted_s(source: GuardedFile) -> float | None:
-    """The length by the frame count that encoders put into the first frame of an MP3 (Xing, Info)."""
-    head = source.read_at(0, 10)
-    offset = 0
-    if head[:3] == b"ID3" and len(head) == 10:  # each byte of a tag's size has seven bits
-        offset = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    frame = source.read_at(offset, 200)
-    at = max(frame.find(b"Xing"), frame.find(b"Info"))
-    if at < 4 or len(frame) < at + 12 or not frame[at + 7] & 1:
-        return None
-    (count,) = struct.unpack(">I", frame[at + 8 : at + 12])
-    version = frame[1] >> 3 & 3  # 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    rate = (44_100, 48_000, 32_000, 0)[frame[2] >> 2 & 3] >> {3: 0, 2: 1}.get(version, 2)
-    return float(count * (1152 if version == 3 else 576) / rate) if rate else None

@@ -13,10 +13,11 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from w2v_ray.errors import AudioLimitError, DecodeError, EmptyAudioError, ItemError, ReadError
+from w2v_ray.errors import AudioLimitError, EmptyAudioError, ItemError, ReadError, TruncatedError
 
 __all__ = [
     "BLOCK_SAMPLES",
+    "EXACT_SLACK_S",
     "MAX_CHANNELS",
     "MAX_RATE_HZ",
     "MIN_RATE_HZ",
@@ -33,7 +34,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
 MAX_CHANNELS = 32
 BLOCK_SAMPLES = 1 << 18  # 1 MiB of float32, all channels together
 SLACK_S = 0.5  # encoder delay, padding and rounded header times: less missing is not a cut-off file
-_MAX_SAMPLE = 1e10  # float files in the scale of 32-bit integers pass; sums of such samples stay finite
+EXACT_SLACK_S = 0.01  # where samples are counted; headers that count themselves as samples are common
 _MAX_FRAMES_PER_BYTE = 5_000  # the densest real case, FLAC of digital silence, stays below
 
 Samples = npt.NDArray[np.float32]
@@ -57,32 +58,41 @@ class AudioReader:
     """Whether a late start costs nothing; otherwise all frames before it are decoded and dropped."""
     end_frame: int | None = None
     """The true number of frames, once ``blocks`` has come to the end."""
-    decode: Callable[[int], Iterator[Samples]]
-    """The decoder's own iterator, from a frame on; callers use ``blocks``."""
+    truncation: TruncatedError | None = None
+    """Set by ``blocks`` at the end where the file has less than its header says: what is missing."""
+    decode: Callable[[int], tuple[int, Iterator[Samples]]]
+    """The decoder's own: where it begins, at most at the frame that is asked for, and what comes from
+    there on; callers use ``blocks``."""
     close: Callable[[], None]
     """Frees the decoder."""
 
     def blocks(self, start_frame: int = 0) -> Iterator[Samples]:
         """Decodes from ``start_frame`` to the end; may be called once.
 
+        A file that ends before its header says comes to an end like any other, and says so in
+        ``truncation``.
+
         Yields:
-            Float32 arrays of shape (frames, channels), about a MiB each, full scale being 1.
+            Float32 arrays of shape (frames, channels), about a MiB each, full scale being 1. Samples may be
+            infinite or no numbers.
 
         Raises:
             EmptyAudioError: The file holds no samples.
-            AudioLimitError: A sample is not finite or out of all proportion.
-            DecodeError: The file is damaged, or ends before its header says.
+            TruncatedError: It holds none, and its header says that there are some.
+            DecodeError: The file is damaged.
             ReadError: Its bytes could not be read.
         """
-        position = start_frame if self.seek_is_exact else 0
-        for block in self.decode(position):
-            _check_finite(block, position, self.sample_rate_hz)
-            skipped = max(0, start_frame - position)
-            position += len(block)
-            if skipped < len(block):
-                yield block[skipped:]
-        if self.seek_is_exact and self.num_frames is not None:
-            position = min(position, self.num_frames)
+        position, blocks = self.decode(start_frame)
+        try:
+            for block in blocks:
+                skipped = max(0, start_frame - position)
+                position += len(block)
+                if skipped < len(block):
+                    yield block[skipped:]
+        except TruncatedError as error:
+            if position == 0:
+                raise
+            self.truncation = error
         if position == 0:
             raise EmptyAudioError(f"the file ({self.codec}) has no samples; leave it out or record it again")
         self.end_frame = position
@@ -138,6 +148,11 @@ class GuardedFile:
         self._position = before
         return data
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all bytes were asked for."""
+        return self._position >= self.size
+
     def check(self) -> None:
         """Raises the error that a read ran into, as a ``ReadError`` unless it is an ``ItemError``."""
         if isinstance(self._error, ItemError):
@@ -163,11 +178,11 @@ def check_limits(sample_rate_hz: int, num_channels: int) -> None:
         )
 
 
-def check_not_cut_off(found_s: float, declared_s: float) -> None:
-    """Raises ``DecodeError`` where a file ends earlier than its header says."""
-    if found_s < declared_s - SLACK_S:
-        raise DecodeError(
-            f"the audio ends at {found_s:.2f} s where its header says {declared_s:.2f} s: the file is cut "
+def check_not_cut_off(found_s: float, declared_s: float, slack_s: float = SLACK_S) -> None:
+    """Raises ``TruncatedError`` where a file ends earlier than its header says."""
+    if found_s < declared_s - slack_s:
+        raise TruncatedError(
+            f"the audio ends at {found_s:.2f} s where its header says {declared_s:,.2f} s: the file is cut "
             "off or damaged, so fetch it again, or encode what is left of it again"
         )
 
@@ -175,13 +190,3 @@ def check_not_cut_off(found_s: float, declared_s: float) -> None:
 def holds_frames(num_frames: int, size: int) -> bool:
     """Whether a file of ``size`` bytes can hold that many frames; headers may say anything."""
     return 0 < num_frames <= size * _MAX_FRAMES_PER_BYTE
-
-
-def _check_finite(block: Samples, position: int, sample_rate_hz: int) -> None:
-    peak = max(float(block.max()), -float(block.min()))
-    if not peak <= _MAX_SAMPLE:  # NaN compares false
-        frame, channel = np.argwhere(~(np.abs(block) <= _MAX_SAMPLE))[0]
-        raise AudioLimitError(
-            f"at {(position + frame) / sample_rate_hz:.3f} s a sample is {block[frame, channel]:g}; samples "
-            "must be finite and at most 1e10, so encode the file again from its source"
-        )

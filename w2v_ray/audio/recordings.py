@@ -11,8 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from w2v_ray.audio.channels import take_channels
 from w2v_ray.audio.codecs import open_audio
-from w2v_ray.audio.resample import Resampler, mix_to_mono
+from w2v_ray.audio.condition import Condition
+from w2v_ray.audio.resample import Resampler
 from w2v_ray.errors import ReadError
 
 __all__ = ["Recording", "read_recording"]
@@ -106,8 +108,12 @@ def _fetch(url: str) -> bytes:
 
 def _decode(file: BinaryIO, sampling_rate: int) -> NDArray[np.float32]:
     with open_audio(file) as reader:
-        resampler = Resampler(reader.sample_rate_hz, sampling_rate)
-        parts = [resampler.push(mix_to_mono(block)) for block in reader.blocks()]
+        resampler, condition = Resampler(reader.sample_rate_hz, sampling_rate), Condition()
+        mono = (take_channels(block, [None])[:, 0] for block in reader.blocks())
+        parts = [resampler.push(condition.take(block)) for block in mono]
+        condition.check()
+        if reader.truncation is not None:  # there is no row here that could be marked
+            raise reader.truncation
         return np.concatenate([*parts, resampler.flush()])
 
 

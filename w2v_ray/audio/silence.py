@@ -7,11 +7,12 @@ two workers that hold the same samples always cut at the same one. It never drop
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["find_cut", "split_at_silences"]
+__all__ = ["find_cut", "find_sound", "split_at_silences"]
 
 _RATE_HZ = 16_000  # of what split_at_silences takes
 _HOPS_PER_S = 100  # an energy frame is two hops: 20 ms, every 10 ms
@@ -20,6 +21,7 @@ _LONG_SILENCE = _HOPS_PER_S // 2
 _SMOOTH = _HOPS_PER_S // 5  # 200 ms
 _AS_GOOD_AS_SILENT = 10**6  # 60 dB below the loud frames
 _CLEAR = 10  # 10 dB between the quiet and the loud frames: there is something to tell apart
+_NO_SOUND = 2.0**-10  # 60 dB below full scale: nothing in it can be heard
 
 
 def find_cut(window: npt.NDArray[np.float32], rate_hz: int) -> int:
@@ -54,16 +56,43 @@ def find_cut(window: npt.NDArray[np.float32], rate_hz: int) -> int:
     return _middle(best) * hop
 
 
-def split_at_silences(samples: npt.NDArray[np.float32], max_seconds: float = 30.0) -> list[tuple[int, int]]:
+def find_sound(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Says for every 10 ms of a signal whether something sounds in it.
+
+    Quiet is what lies in the lowest quarter, in dB, between the signal's own quiet and loud frames. A
+    signal without such a difference sounds throughout, unless it stays 60 dB below full scale.
+
+    Args:
+        samples: Mono samples at 16 kHz, shape (samples,).
+
+    Returns:
+        Shape (samples // 160,).
+    """
+    hops = _hop_energies(samples, _RATE_HZ // _HOPS_PER_S)
+    if max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0))) < _NO_SOUND:
+        return np.zeros(len(hops), np.bool_)
+    frames = _frame_energies(hops)
+    threshold, clear = _quiet_threshold(frames) if len(frames) else (0, False)
+    return 2 * hops > threshold if clear else np.ones(len(hops), np.bool_)
+
+
+def split_at_silences(
+    samples: npt.NDArray[np.float32],
+    max_seconds: float = 30.0,
+    *,
+    pauses: Sequence[tuple[int, int]] = (),
+) -> list[tuple[int, int]]:
     """Splits a signal into segments that follow each other without gap or overlap.
 
     A signal of up to ``max_seconds`` stays whole. Segments of a longer one have between a third of
     ``max_seconds`` and ``max_seconds``: each ends in the longest clear silence of half a second or
-    more (the last of equals), or else at the quietest 200 ms of the last third it may end in.
+    more (the last of equals), or else at the quietest 200 ms of the last third it may end in. Where there
+    are ``pauses``, the longest of them comes before both, one of a second being as good as any longer.
 
     Args:
         samples: Mono samples at 16 kHz, shape (samples,).
         max_seconds: The length that no segment exceeds; at least 1.
+        pauses: Pairs (start, end) of sample indices, in order, between which nobody speaks.
 
     Returns:
         Pairs (start, end) of sample indices, the end excluded; empty for an empty signal.
@@ -81,7 +110,13 @@ def split_at_silences(samples: npt.NDArray[np.float32], max_seconds: float = 30.
     while total - start * hop > longest:
         # Both sides of the cut keep their least length: what is left is longer than the longest.
         low, high = start + least, min(start + most, total // hop - least)
-        start = low + _best_cut(hops[low:high], min(least, high - low))
+        within = [(max(a // hop, low), min(b // hop, high)) for a, b in pauses]
+        within = [pause for pause in within if pause[0] < pause[1]]
+        if within:
+            first, last = max(within, key=lambda run: (min(run[1] - run[0], _LONGEST_USEFUL), run[0]))
+            start = (first + last) // 2
+        else:
+            start = low + _best_cut(hops[low:high], min(least, high - low))
         cuts.append(start * hop)
     return list(zip([0, *cuts], [*cuts, total], strict=True))
 

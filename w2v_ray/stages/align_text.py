@@ -125,7 +125,7 @@ class AlignText:
                     parts = [self._part(segments[row], table.column("log_probs")[row]) for row in rows]
                     emissions, times = zip(*parts, strict=True)
                     todo.append((item, np.concatenate(emissions), np.concatenate(times)))
-                except EncodeError as error:
+                except (AlignError, EncodeError) as error:
                     item["error"] = error_value(_STAGE, error)
         self._align(todo)
         return _replaced(table, items)
@@ -133,6 +133,8 @@ class AlignText:
     def _part(self, segment: dict[str, Any], emission: pa.Scalar) -> tuple[np.ndarray, np.ndarray]:
         """The log-probabilities of a segment, and the times of its frames in the recording."""
         buffer, num_frames = emission.as_buffer(), segment["num_frames"]
+        if num_frames == 0 and buffer is not None:
+            raise AlignError("the voice activity detector found no speech to align the text with; check it")
         if buffer is None or not num_frames:
             raise EncodeError("a segment has neither an emission nor an error; encode it again")
         size, rest = divmod(buffer.size, num_frames * _DTYPE.itemsize)

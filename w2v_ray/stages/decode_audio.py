@@ -1,4 +1,4 @@
-"""Decodes each item to mono samples at 16 kHz, and settles where a time range begins and ends.
+"""Decodes each item to samples of one channel at 16 kHz, and settles where a time range begins and ends.
 
 A border that two ranges share lies at the cut which both of them find for themselves, in the same
 seconds around the planned time. Nothing is held but those seconds and the item's own samples.
@@ -16,11 +16,22 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from w2v_ray.audio.channels import choose_channels, take_channels
 from w2v_ray.audio.codecs import open_audio
-from w2v_ray.audio.reader import AudioReader, Samples
+from w2v_ray.audio.condition import Condition
+from w2v_ray.audio.reader import SLACK_S, AudioReader, Samples
 from w2v_ray.audio.resample import Resampler, mix_to_mono
 from w2v_ray.audio.silence import find_cut
-from w2v_ray.errors import AudioLimitError, ConfigError, DecodeError, EmptyAudioError, ItemError
+from w2v_ray.audio_config import ON_TRUNCATED, check_channel
+from w2v_ray.decoder_config import check_choice
+from w2v_ray.errors import (
+    AudioLimitError,
+    ConfigError,
+    DecodeError,
+    EmptyAudioError,
+    ItemError,
+    TruncatedError,
+)
 from w2v_ray.schema import DECODED, ERROR, SAMPLE_RATE_HZ, error_value
 from w2v_ray.stores import open_range
 
@@ -35,29 +46,40 @@ _READS = [
     "end_s",
     "start_is_cut",
     "end_is_cut",
+    "channel",
     "error",
 ]
 _SAMPLES = DECODED[0]
+_ROUNDING_S = 0.5  # of headers and of ranges, beside the longest item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeAudioConfig:
-    """How far a border may move, and how long an item may be."""
+    """How far a border may move, how long an item may be, and what is taken of it."""
 
     border_seconds: float = 15.0
     """Seconds before and after a planned border in which its cut is looked for."""
     max_item_seconds: float = 7200.0
-    """The longest item; two hours of samples take 460 MB of memory."""
+    """The longest item, all its channels together; two hours of samples take 460 MB of memory."""
+    channel: str | int = "mix"
+    """mix, left, right, split or a number from 0; an item's own ``channel`` comes first."""
+    on_truncated: str = "mark"
+    """What to do with an item that is shorter than its header or plan says: mark or reject."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.border_seconds <= 60:
             raise ConfigError(f"border_seconds is {self.border_seconds}; give a number from 1 to 60")
         if not 1 <= self.max_item_seconds <= 86_400:
             raise ConfigError(f"max_item_seconds is {self.max_item_seconds}; give a number from 1 to 86,400")
+        object.__setattr__(self, "channel", check_channel(self.channel))
+        check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
 
 
 class DecodeAudio:
-    """The stage: items with bytes, or with a place to read them from, become items with samples."""
+    """The stage: items with bytes, or with a place to read them from, become items with samples.
+
+    Where channels are split, an item becomes a row for each of its channels.
+    """
 
     def __init__(self, config: DecodeAudioConfig) -> None:
         self._config = config
@@ -65,22 +87,29 @@ class DecodeAudio:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Takes the columns of ITEM and READ; drops ``audio_bytes`` and adds those of DECODED.
 
-        ``start_s`` and ``end_s`` become the true ones. An item that fails keeps its own, has null
-        samples and says why in ``error``.
+        ``start_s``, ``end_s`` and ``channel`` become the true ones. An item that fails keeps its own, has
+        null samples and says why in ``error``.
         """
         encoded = table.column("audio_bytes")
         samples, offsets = bytearray(), [0]  # of all items in one buffer, which becomes the column
         rows: list[dict[str, Any]] = []
+        indices: list[int] = []
         for index, row in enumerate(table.select(_READS).to_pylist()):
+            decoded = [row]
             if row["error"] is None:
                 try:
-                    row |= self._decode(row, encoded[index], samples)
+                    decoded = self.decode_item(row, encoded[index].as_py(), samples)
                 except Exception as error:
                     del samples[offsets[-1] :]
                     row["error"] = error_value("decode_audio", _item_error(error))
-            offsets.append(len(samples))
-            rows.append(row)
-        columns = {name: table.column(name) for name in table.column_names if name != "audio_bytes"}
+            for found in decoded:
+                indices.append(index)
+                rows.append(row | found)
+                offsets.append(offsets[-1] + found.get("num_samples", 0) * 4)
+        kept = table.drop_columns(["audio_bytes"])
+        if len(rows) != table.num_rows:
+            kept = kept.take(pa.array(indices, pa.int64()))
+        columns = {name: kept.column(name) for name in kept.column_names}
         columns["error"] = pa.array([row["error"] for row in rows], ERROR)
         for name in ("start_s", "end_s"):
             columns[name] = pa.array([row[name] for row in rows], pa.float64())
@@ -91,40 +120,81 @@ class DecodeAudio:
             columns[field.name] = pa.array([row.get(field.name) for row in rows], field.type)
         return pa.table(columns)
 
-    def _decode(self, row: dict[str, Any], encoded: pa.Scalar, samples: bytearray) -> dict[str, Any]:
-        """Appends the samples of one item, as little-endian float32, and returns its new columns."""
+    def decode_item(
+        self, row: dict[str, Any], encoded: bytes | None, samples: bytearray
+    ) -> list[dict[str, Any]]:
+        """Decodes one item.
+
+        Args:
+            row: Its columns of ITEM.
+            encoded: Its bytes; None: they are where the columns say.
+            samples: Receives its samples, little-endian float32, channel after channel.
+
+        Returns:
+            For each channel its columns of DECODED, the true ``start_s`` and ``end_s``, and ``num_samples``.
+
+        Raises:
+            ItemError: It cannot be decoded; ``samples`` may hold a part of it.
+        """
         file: BinaryIO
-        if encoded.is_valid:
-            file = io.BytesIO(encoded.as_py())
+        if encoded is not None:
+            file = io.BytesIO(encoded)
         else:
             file = open_range(row["uri"], row["byte_offset"], row["byte_size"], version=row["version"])
         with closing(file), open_audio(file) as reader:
             rate = reader.sample_rate_hz
-            first, blocks = self._range(reader, row)
-            resampler = Resampler(rate, SAMPLE_RATE_HZ)
+            channel = self._config.channel if row["channel"] is None else row["channel"]
+            wanted = choose_channels(channel, reader.num_channels)
+            self._check_length(reader, row, len(wanted))
+            first, blocks = self._range(reader, row, wanted)
+            most = self._config.max_item_seconds * rate / len(wanted)
+            # The first channel goes to its place at once, as most items have no other.
+            parts = [samples, *(bytearray() for _ in wanted[1:])]
             before, num_frames = len(samples), 0
+            conditions = [Condition() for _ in wanted]
+            resamplers = [Resampler(rate, SAMPLE_RATE_HZ) for _ in wanted]
             for block in blocks:
                 num_frames += len(block)
-                if num_frames > self._config.max_item_seconds * rate and row["end_s"] is None:
-                    raise AudioLimitError(
-                        f"the recording goes on after {self._config.max_item_seconds:g} s, the most that one "
-                        "item may hold; plan it as time ranges, or raise max_item_seconds"
-                    )
-                samples += resampler.push(block).astype("<f4", copy=False).tobytes()
-            samples += resampler.flush().astype("<f4", copy=False).tobytes()
+                if num_frames > most and row["end_s"] is None:
+                    raise self._too_long(len(wanted))
+                for index, part in enumerate(parts):
+                    sound = conditions[index].take(block[:, index])
+                    part += resamplers[index].push(sound).astype("<f4", copy=False).tobytes()
+            for resampler, part in zip(resamplers, parts, strict=True):
+                part += resampler.flush().astype("<f4", copy=False).tobytes()
             if num_frames == 0:
                 raise _past_the_end(first, reader)
-            return {
-                "start_s": first / rate,
-                "end_s": (first + num_frames) / rate,
-                "duration_s": (len(samples) - before) / 4 / SAMPLE_RATE_HZ,
-                "sample_rate_hz": rate,
-                "num_channels": reader.num_channels,
-                "codec": reader.codec,
-            }
+            for condition in conditions:
+                condition.check()
+            truncation = self._truncation(reader, row, first + num_frames)
+            if truncation is not None and self._config.on_truncated == "reject":
+                raise truncation
+            num_samples = (len(samples) - before) // 4
+            for part in parts[1:]:
+                samples += part
+            return [
+                {
+                    "start_s": first / rate,
+                    "end_s": (first + num_frames) / rate,
+                    "duration_s": num_samples / SAMPLE_RATE_HZ,
+                    "sample_rate_hz": rate,
+                    "num_channels": reader.num_channels,
+                    "codec": reader.codec,
+                    "channel": index,
+                    "decode_status": "ok" if truncation is None else "truncated",
+                    "audio_notes": condition.notes(),
+                    "num_samples": num_samples,
+                }
+                for index, condition in zip(wanted, conditions, strict=True)
+            ]
 
-    def _range(self, reader: AudioReader, row: dict[str, Any]) -> tuple[int, Iterator[Samples]]:
-        """The first frame of an item and its mono blocks from there on, at the rate of the source."""
+    def _range(
+        self, reader: AudioReader, row: dict[str, Any], wanted: list[int | None]
+    ) -> tuple[int, Iterator[Samples]]:
+        """The first frame of an item and its blocks from there on, at the rate of the source.
+
+        Blocks have a column for each channel that is wanted.
+        """
         rate = reader.sample_rate_hz
         border = round(self._config.border_seconds * rate)
         start = 0 if row["start_s"] is None else round(row["start_s"] * rate)
@@ -134,14 +204,51 @@ class DecodeAudio:
         if end is not None:
             self._check_range(start, end, border * (start_is_cut + end_is_cut), rate)
         first = max(0, start - border) if start_is_cut else start
-        blocks: Iterator[Samples] = map(mix_to_mono, reader.blocks(first))
+        blocks: Iterator[Samples] = (take_channels(block, wanted) for block in reader.blocks(first))
         if start_is_cut:
-            first, blocks = _begin_at_cut(reader, blocks, first, start, border)
+            first, blocks = _begin_at_cut(reader, blocks, first, start, border, len(wanted))
         if end is not None and end_is_cut:
-            blocks = _end_at_cut(blocks, first, end, border, rate)
+            blocks = _end_at_cut(blocks, first, end, border, rate, len(wanted))
         elif end is not None:
             blocks = _end_at(blocks, end - first)
         return first, blocks
+
+    def _check_length(self, reader: AudioReader, row: dict[str, Any], num_wanted: int) -> None:
+        """Refuses what is too long before it is decoded, where that is known."""
+        seconds = (row["end_s"] or 0.0) - (row["start_s"] or 0.0)
+        if row["end_s"] is None and reader.length_is_exact and reader.num_frames is not None:
+            seconds += reader.num_frames / reader.sample_rate_hz
+        if seconds * num_wanted <= self._config.max_item_seconds + _ROUNDING_S:
+            return
+        if row["end_s"] is None or num_wanted > 1:
+            raise self._too_long(num_wanted)
+
+    def _too_long(self, num_wanted: int) -> AudioLimitError:
+        seconds = f"{self._config.max_item_seconds / num_wanted:g} s"
+        if num_wanted > 1:
+            return AudioLimitError(
+                f"the recording goes on after {seconds}, the most that an item of {num_wanted} channels may "
+                "hold; lower shard_seconds, or choose one channel"
+            )
+        return AudioLimitError(
+            f"the recording goes on after {seconds}, the most that one item may hold; plan it as time "
+            "ranges, or raise max_item_seconds"
+        )
+
+    def _truncation(self, reader: AudioReader, row: dict[str, Any], end: int) -> TruncatedError | None:
+        """What is missing of an item that ends at frame ``end``; None where nothing is."""
+        if reader.truncation is not None and end == reader.end_frame:
+            return reader.truncation
+        if row["end_s"] is None:
+            return None
+        end_s = end / reader.sample_rate_hz
+        slack_s = SLACK_S + (self._config.border_seconds if row["end_is_cut"] else 0.0)
+        if end_s >= row["end_s"] - slack_s:
+            return None
+        return TruncatedError(
+            f"the recording ends at {end_s:.2f} s where the plan has a range to {row['end_s']:.2f} s; check "
+            "the file, or plan it again"
+        )
 
     def _check_range(self, start: int, end: int, borders: int, rate: int) -> None:
         times = f"the range from {start / rate:g} to {end / rate:g} s"
@@ -161,10 +268,10 @@ class DecodeAudio:
 
 
 def _begin_at_cut(
-    reader: AudioReader, blocks: Iterator[Samples], first: int, start: int, border: int
+    reader: AudioReader, blocks: Iterator[Samples], first: int, start: int, border: int, num_wanted: int
 ) -> tuple[int, Iterator[Samples]]:
     """Moves the start of ``blocks``, which begin at frame ``first``, to the cut near ``start``."""
-    window, rest = np.empty(start + border - first, np.float32), None
+    window, rest = np.empty((start + border - first, num_wanted), np.float32), None
     filled = 0
     for block in blocks:
         taken = block[: len(window) - filled]
@@ -176,16 +283,16 @@ def _begin_at_cut(
     if first + filled <= start:
         raise _past_the_end(start, reader)
     window = window[:filled]
-    cut = find_cut(window, reader.sample_rate_hz)
+    cut = _cut_of(window, reader.sample_rate_hz)
     return first + cut, chain([window[cut:]], [] if rest is None else [rest], blocks)
 
 
 def _end_at_cut(
-    blocks: Iterator[Samples], position: int, end: int, border: int, rate: int
+    blocks: Iterator[Samples], position: int, end: int, border: int, rate: int, num_wanted: int
 ) -> Iterator[Samples]:
     """Ends ``blocks``, which begin at frame ``position``, at the cut near ``end``."""
     low = max(0, end - border)
-    window = np.empty(end + border - low, np.float32)
+    window = np.empty((end + border - low, num_wanted), np.float32)
     filled = 0
     for block in blocks:
         outside = block[: max(0, low - position)]
@@ -198,7 +305,13 @@ def _end_at_cut(
             break
     window = window[:filled]
     # Where the recording ends before the border, the range after it finds nothing: keep all.
-    yield window if low + filled <= end else window[: find_cut(window, rate)]
+    yield window if low + filled <= end else window[: _cut_of(window, rate)]
+
+
+def _cut_of(window: Samples, rate: int) -> int:
+    """The frame at which all channels of a window are cut; what is no sound is silent."""
+    mono = mix_to_mono(window)
+    return find_cut(np.where(np.isnan(mono), np.float32(0), mono), rate)
 
 
 def _end_at(blocks: Iterator[Samples], num_frames: int) -> Iterator[Samples]:
@@ -209,9 +322,9 @@ def _end_at(blocks: Iterator[Samples], num_frames: int) -> Iterator[Samples]:
             break
 
 
-def _past_the_end(start: int, reader: AudioReader) -> DecodeError:
+def _past_the_end(start: int, reader: AudioReader) -> TruncatedError:
     assert reader.end_frame is not None  # nothing came, so the end was reached
-    return DecodeError(
+    return TruncatedError(
         f"the recording ends at {reader.end_frame / reader.sample_rate_hz:.2f} s, before this range at "
         f"{start / reader.sample_rate_hz:.2f} s (it is shorter than its header or manifest says); check the "
         "file, or plan it again"

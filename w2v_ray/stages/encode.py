@@ -109,7 +109,10 @@ class Encode:
                 continue
             assert buffer is not None, "an item without an error has samples"
             waves[row] = np.frombuffer(buffer, np.float32)
-            if len(waves[row]) < self._shortest:
+            if len(waves[row]) == 0:  # segment_audio found nobody speaking in it
+                emissions[row] = np.zeros((0, 0), getattr(np, EMISSION_DTYPE))
+                del waves[row]
+            elif len(waves[row]) < self._shortest:
                 error = TooShortError(
                     f"the segment has {len(waves[row])} samples, the encoder needs {self._shortest} for one "
                     "frame; nothing can be recognised in so short a sound"

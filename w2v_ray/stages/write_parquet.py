@@ -91,7 +91,7 @@ class WriteParquet:
         path = stores.join(self._output, self._table, part_name(shard_ids[0], self._folder(table)))
         summary = self._published(path, shard_ids[0])
         if summary is None:
-            order = [("item_index", "ascending"), ("segment_index", "ascending")]
+            order = [(name, "ascending") for name in ("item_index", "channel", "segment_index")]
             summary = self._publish(path, table.select(self._needed).sort_by(order))
         reasons = json.dumps(summary["rejects_by_reason"])
         row = {name: summary[name] for name in _SUMMARY.names} | {"rejects_by_reason": reasons}
