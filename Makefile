@@ -64,8 +64,8 @@ equality: setup ## the beam search beside pyctcdecode on 2,000 random cases and 
 soak: setup ## ten minutes in which workers are killed every few seconds, and the rows compared with those of a quiet run
 	$(BIN)/python benchmarks/soak.py --minutes 10
 
-bench: setup ## every benchmark, one after another; each prints one JSON line
-	@for script in benchmarks/*.py; do echo "== $$script" >&2; $(BIN)/python "$$script"; done
+bench: setup ## every benchmark but the soak, one after another; each prints one JSON line
+	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
 
 docs: setup ## rewrite the generated parts of docs/ and check every link
 	$(BIN)/python docs/build.py

@@ -31,7 +31,7 @@ from w2v_ray import JobConfig, W2vRayError, demo, run
 from w2v_ray.execution import running_ray
 
 RATE = 16_000
-STAGE = re.compile("read_audio|EncodeShard|TextShard|WriteShard|Attempts")
+STAGE = re.compile("PackedStage|EncodeShard|TextShard|WriteShard|Attempts")
 
 
 def make_recordings(folder: Path, count: int) -> None:

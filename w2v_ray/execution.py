@@ -183,7 +183,10 @@ def _ours(error: BaseException) -> W2vRayError | None:
             seen.append(last)
             left += [last.__cause__, getattr(last, "cause", None)]
     found = [one for one in seen if type(one).__module__ == W2vRayError.__module__]
-    return cast(W2vRayError, found[-1]) if found else None
+    if not found:
+        return None
+    # Ray adds advice on settings that are not to be had here.
+    return cast(W2vRayError, type(found[-1])(str(found[-1]).partition("\nFailed to ")[0]))
 
 
 @contextmanager
@@ -240,12 +243,12 @@ def data_settings(store_bytes: int) -> Iterator[None]:
         "target_max_block_size",
         "enable_progress_bars",
         "print_on_execution_start",
-        "execution_no_progress_timeout_s",
+        "raise_original_map_exception",  # a wrapped one loses its cause on the way to the driver
+        "execution_no_progress_timeout_s",  # Ray's own guard, which knows nothing of batches and deadlines
     )
     before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     limits = context.execution_options.resource_limits
-    # The last is Ray's own guard, which knows nothing of batches and deadlines.
-    for name, value in zip(names, (_MAX_BLOCK_BYTES, False, False, -1), strict=True):
+    for name, value in zip(names, (_MAX_BLOCK_BYTES, False, False, True, -1), strict=True):
         if name in before:
             setattr(context, name, value)
     context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)

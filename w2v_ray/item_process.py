@@ -162,7 +162,10 @@ def _serve(link: Connection, most_bytes: int) -> None:
                 str(error) if is_ours else f"the stage failed with {type(error).__name__}: {error}",
             )
         faulthandler.cancel_dump_traceback_later()
-        link.send_bytes(pickle.dumps(answer))
+        try:
+            link.send_bytes(pickle.dumps(answer))
+        except OSError:
+            return  # the worker gave it up, or is gone
 
 
 if __name__ == "__main__":

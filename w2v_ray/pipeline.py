@@ -207,7 +207,10 @@ def run_plan(
     if plan.num_pending:
         with running_ray():
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
+            nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            pools = Pools.for_cluster(
+                job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0), node_cpus=max(nodes)
+            )
             stall_s = job.stall_seconds or max(
                 _LEAST_STALL_S, job.item_deadline_seconds + job.shard_seconds + _STALL_MARGIN_S
             )

@@ -179,18 +179,18 @@ class GuardedEncoder:
     def _run(self, table: pa.Table, *, is_probe: bool = False) -> pa.Table:
         self._table, self._is_probe = table, is_probe
         try:
-            return self._encode(table)
+            done = self._encode(table)
         except Exception as error:
             if _is_of_the_job(error):
                 raise
             if table.num_rows == 1:
-                return self._encode(_rejected(table, _item_error(error), self._name))
-            logger.exception("encode failed on a shard; each of its segments is tried alone")
-            return pa.concat_tables([self._run(table.slice(row, 1)) for row in range(table.num_rows)])
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            self._book.mark(self._name, self._shard, ())
-            self._table = None
+                done = self._encode(_rejected(table, _item_error(error), self._name))
+            else:
+                logger.exception("encode failed on a shard; each of its segments is tried alone")
+                done = pa.concat_tables([self._run(table.slice(row, 1)) for row in range(table.num_rows)])
+        faulthandler.cancel_dump_traceback_later()
+        self._book.mark(self._name, self._shard, ())
+        return done
 
     def _before(self, rows: Sequence[int]) -> None:
         assert self._table is not None

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from w2v_ray import JobConfig, demo, pipeline, run
+from w2v_ray import CheckpointError, JobConfig, JobError, demo, pipeline, run
 from w2v_ray.stages.decode_audio import DecodeAudio
 from w2v_ray.stages.encode import Encode
 
@@ -144,3 +145,67 @@ def batchwise(act: Callable[[str], None]) -> type:
             return super().__call__(table)
 
     return Batchwise
+
+
+def failing(times: int, folder: Path) -> type:
+    """An encoder that cannot be loaded so many times."""
+
+    class Failing(Encode):
+        def __init__(self, config: Any, *, before: Any, report: Any) -> None:
+            (folder / f"{time.monotonic_ns()}").touch()
+            if len(list(folder.iterdir())) <= times:
+                raise CheckpointError("model.safetensors is not there; try again")
+            super().__init__(config, before=before, report=report)
+
+    return Failing
+
+
+def test_a_worker_killed_and_a_model_that_comes_late_change_nothing(
+    ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = archive(tmp_path / "in", *(f"{index}-encode" for index in range(8)))
+    run(job_of(folder, tmp_path / "clean", tiny_checkpoint))
+    loads, kills = tmp_path / "loads", tmp_path / "kills"
+    loads.mkdir()
+    kills.mkdir()
+
+    def kill_once(name: str) -> None:
+        if "3-encode" in name and not any(kills.iterdir()):
+            (kills / "one").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Late(failing(1, loads), batchwise(kill_once)):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setattr(pipeline, "Encode", Late)
+    run(job_of(folder, tmp_path / "out", tiny_checkpoint))
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "clean")
+    assert len(rows_of(tmp_path / "out")) == 8
+    assert rows_of(tmp_path / "out", "rejects") == []
+    assert any(kills.iterdir())
+    assert len(list(loads.iterdir())) == 3  # failed, loaded, and loaded again by the worker that came after
+
+
+def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
+    ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = archive(tmp_path / "in", "one", "two")
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "Encode", failing(99, loads))
+        with pytest.raises(CheckpointError, match=r"^model\.safetensors is not there; try again$"):
+            run(job_of(folder, tmp_path / "never", tiny_checkpoint))
+    assert len(list(loads.iterdir())) == 3
+
+    class Stuck(pipeline.TextStage):
+        def __init__(self, config: Any, keep: int | None) -> None:
+            time.sleep(3600)
+
+    monkeypatch.setattr(pipeline, "TextStage", Stuck)
+    with pytest.raises(JobError, match=r"^nothing moved for \d+ s \(.+\); what is published stays"):
+        run(job_of(folder, tmp_path / "stuck", tiny_checkpoint, stall_seconds=12.0))
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < 2:  # nothing of the job runs on
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
