@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix sanitize equality bench docs clean
+.PHONY: help setup demo test check fix sanitize equality soak bench docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -61,8 +61,11 @@ sanitize: setup ## the native module's tests and five minutes of hostile input u
 equality: setup ## the beam search beside pyctcdecode on 2,000 random cases and 500 noisy utterances (some minutes)
 	$(BIN)/python tests/native/equality_beam.py
 
-bench: setup ## every benchmark, one after another; each prints one JSON line
-	@for script in benchmarks/*.py; do echo "== $$script" >&2; $(BIN)/python "$$script"; done
+soak: setup ## ten minutes in which workers are killed every few seconds, and the rows compared with those of a quiet run
+	$(BIN)/python benchmarks/soak.py --minutes 10
+
+bench: setup ## every benchmark but the soak, one after another; each prints one JSON line
+	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
 
 docs: setup ## rewrite the generated parts of docs/ and check every link
 	$(BIN)/python docs/build.py

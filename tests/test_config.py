@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         decoder_threads: 2
         keep_log_probs: 16
         max_reject_rate: 0.01
+        item_deadline_seconds: 60
+        stall_seconds: 900
         lm: lm.arpa
         alpha: 0.7
         beta: -1
@@ -91,6 +94,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         decoder_threads=2,
         keep_log_probs=16,
         max_reject_rate=0.01,
+        item_deadline_seconds=60.0,
+        stall_seconds=900.0,
         lm="lm.arpa",
         alpha=0.7,
         beta=-1.0,
@@ -286,6 +291,8 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "num_decoders": 2,
         "decoder_threads": 2,
         "max_reject_rate": 0.5,
+        "item_deadline_seconds": 60.0,
+        "stall_seconds": 900.0,
         "keep_log_probs": 8,
         "stores": {"s3": {"profile": "lab"}},
         "allow_http": True,

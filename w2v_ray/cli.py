@@ -34,6 +34,7 @@ from w2v_ray.errors import (
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
+    from w2v_ray.plan import Status
 
 __all__ = ["main"]
 
@@ -45,7 +46,7 @@ exit codes:
   0    all done
   1    the job failed; what is published stays, and the same command goes on from there
   2    the arguments, or what they name, cannot be used; nothing was started
-  3    done, with a share of rejects above --max-reject-rate
+  3    done, with a share of rejects above --max-reject-rate, or with nothing but rejects
   130  interrupted; the same command goes on from there
 """
 _EXAMPLES = """\
@@ -208,6 +209,7 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
         "shard_seconds": "seconds of audio in a shard, the unit of work and of one output file",
         "max_segment_seconds": "longest piece the encoder takes at once, in seconds",
         "max_reject_rate": "share of items, 0 to 1, that may be rejected before the exit code is 3",
+        "item_deadline_seconds": "an item that takes longer at a stage, its own length aside, is rejected",
     }
     for name, text in numbers.items():
         parser.add_argument(
@@ -217,6 +219,12 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{text} (default: %(default)s)",
         )
+    parser.add_argument(
+        "--stall-seconds",
+        type=float,
+        metavar="N",
+        help="end the job where nothing moves for so long (default: 1800, or more for long shards)",
+    )
     counts = {
         "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
         "encoder_threads": "CPU threads of each encoder (default: all cores)",
@@ -297,11 +305,18 @@ def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse
     if args.json:
         print(summary.to_json())
     elif isinstance(job, AlignConfig):
-        console.show_summary(summary, did="aligned", rows="recordings")
+        console.show_summary(summary, did="aligned", rows="recording")
     elif isinstance(job, RedecodeConfig):
         console.show_summary(summary, did="decoded again")
     else:
         console.show_summary(summary)
+    if summary.reject_rate == 1.0 and not _status_of(job.output).num_rows:
+        # A limit of 1 means that there is none, and yet such a job has done nothing.
+        print(
+            f"w2v-ray: every item was rejected; see rejects/ in {job.output} for the reason of each",
+            file=sys.stderr,
+        )
+        return 3
     if summary.reject_rate > job.max_reject_rate:
         print(
             f"w2v-ray: {summary.reject_rate:.1%} of the items were rejected, above --max-reject-rate "
@@ -341,14 +356,19 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     from w2v_ray import console
-    from w2v_ray.plan import status
 
-    found = status(args.output)
+    found = _status_of(args.output)
     if args.json:
         print(found.to_json())
     else:
         console.show_status(args.output, found)
     return 0
+
+
+def _status_of(output: str) -> Status:
+    from w2v_ray.plan import status
+
+    return status(output)
 
 
 _COMMANDS = {

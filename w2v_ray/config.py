@@ -20,9 +20,10 @@ from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kin
 from w2v_ray.errors import ConfigError
 from w2v_ray.store_config import StoreConfig
 
-__all__ = ["ATTN_IMPLEMENTATIONS", "JobConfig", "RedecodeConfig", "load_job"]
+__all__ = ["ATTN_IMPLEMENTATIONS", "ITEM_DEADLINE_S", "JobConfig", "RedecodeConfig", "load_job"]
 
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
+ITEM_DEADLINE_S = 300.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -101,6 +102,12 @@ class JobConfig(DecoderConfig):
 
     allow_http: bool = False
     """Whether ``http://`` and ``https://`` addresses are read."""
+    item_deadline_seconds: float = ITEM_DEADLINE_S
+    """What a worker has in hand may take so long, in seconds (1 to 86400), plus the length of its audio."""
+
+    stall_seconds: float | None = None
+    """The job ends where nothing moves for so long, in seconds (5 to 864000); null takes 1800, or more where
+    ``item_deadline_seconds`` and ``shard_seconds`` ask for it."""
 
     def __post_init__(self) -> None:
         super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
@@ -126,6 +133,9 @@ class JobConfig(DecoderConfig):
         check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
         _ = self.store_config
+        check_range("item_deadline_seconds", self.item_deadline_seconds, 1, 86_400)
+        if self.stall_seconds is not None:
+            check_range("stall_seconds", self.stall_seconds, 5, 864_000)
         if self.keep_log_probs is not None:
             check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
         _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")

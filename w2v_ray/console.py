@@ -48,17 +48,21 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def progress_line(progress: Progress) -> str:
     """One line: audio done of all, the rate, the time left, the rejects."""
     done = progress.before_s + progress.done_s
     parts = [f"{audio_time(done)} of {audio_time(progress.planned_s)} of audio"]
     if progress.done_s > 0:
         parts.append(f"{progress.rate:.1f} x real time")
-    if progress.left_s is not None:
+    if progress.left_s:
         parts.append(f"{_clock(progress.left_s)} left")
-    parts.append(f"{progress.num_shards_done}/{progress.num_shards} shards")
+    parts.append(f"{progress.num_shards_done}/{_number(progress.num_shards, 'shard')}")
     if progress.num_rejects:
-        parts.append(f"{progress.num_rejects} rejects")
+        parts.append(_number(progress.num_rejects, "reject"))
     return ", ".join(parts)
 
 
@@ -74,9 +78,9 @@ def shown_planning(*, quiet: bool) -> Iterator[None]:
 
 def show_plan(plan: Plan) -> None:
     """What is about to be done."""
-    todo = f"{audio_time(plan.pending_s)} of audio in {plan.num_pending} shards"
+    todo = f"{audio_time(plan.pending_s)} of audio in {_number(plan.num_pending, 'shard')}"
     before = plan.num_shards - plan.num_pending
-    done = f", {before} shards are done already" if before else ""
+    done = f", {_number(before, 'shard')} done already" if before else ""
     print(f"{todo} to do{done}; starting workers", file=sys.stderr, flush=True)
 
 
@@ -110,15 +114,15 @@ def _plain_lines() -> Callable[[Progress], None]:
     return show
 
 
-def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segments") -> None:
-    """The closing lines of a run that ``did`` something to audio and wrote ``rows``."""
+def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segment") -> None:
+    """The closing lines of a run that ``did`` something to audio and wrote a number of ``rows``."""
     console = Console(highlight=False, markup=False, emoji=False)
     table = Table.grid(padding=(0, 2))
     if summary.num_shards_before == summary.num_shards:
-        table.add_row("nothing to do", f"all {summary.num_shards} shards were published by earlier runs")
+        table.add_row("nothing to do", f"{_number(summary.num_shards, 'shard')} published by earlier runs")
     else:
         rate = (summary.audio_s + summary.rejected_s) / summary.wall_s if summary.wall_s else 0
-        table.add_row(did, f"{audio_time(summary.audio_s)} of audio in {summary.num_rows} {rows}")
+        table.add_row(did, f"{audio_time(summary.audio_s)} of audio in {_number(summary.num_rows, rows)}")
         table.add_row("took", f"{_clock(summary.wall_s)} ({rate:.1f} x real time, start-up included)")
     if summary.num_rejects:
         reasons = ", ".join(

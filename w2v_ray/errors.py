@@ -7,6 +7,7 @@
     +-- CheckpointError      a model's files are missing, malformed or do not fit its config
     +-- LanguageModelError   a language model, or the text to make one from, cannot be read or used
     +-- MissingExtraError    an optional package is needed (also an ImportError)
+    +-- JobError             a job cannot go on: nothing moves, or its workers die again and again
     +-- ItemError            one recording or segment failed: it becomes a row of ``rejects/``
         +-- ReadError        its bytes could not be fetched
         +-- DecodeError      its bytes are not audio that any codec here can decode
@@ -17,9 +18,11 @@
         +-- SegmentError     the voice activity detector of the job failed on it
         +-- EncodeError      the encoder failed on this item alone
         +-- AlignError       its text is missing, or cannot be aligned with it
+        +-- StageError       a stage failed on it in a way that it should not: a defect to report
+        +-- WorkerDeathError it kills the process that touches it, or takes longer than it may
 
 The message of each is one sentence that names the value, what was expected and the fix.
-The first six stop a job before or while it runs; an ``ItemError`` never does.
+The first seven stop a job before or while it runs; an ``ItemError`` never does.
 """
 
 __all__ = [
@@ -32,14 +35,17 @@ __all__ = [
     "EncodeError",
     "InputError",
     "ItemError",
+    "JobError",
     "LanguageModelError",
     "MissingExtraError",
     "OutputError",
     "ReadError",
     "SegmentError",
+    "StageError",
     "TooShortError",
     "TruncatedError",
     "W2vRayError",
+    "WorkerDeathError",
 ]
 
 
@@ -69,6 +75,10 @@ class LanguageModelError(W2vRayError, ValueError):
 
 class MissingExtraError(W2vRayError, ImportError):
     """An optional package is needed; the message names the extra to install."""
+
+
+class JobError(W2vRayError):
+    """A job cannot go on: nothing moves, or its workers die again and again."""
 
 
 class ItemError(W2vRayError):
@@ -109,3 +119,11 @@ class EncodeError(ItemError):
 
 class AlignError(ItemError):
     """The text of an item is missing, or cannot be aligned with it."""
+
+
+class StageError(ItemError):
+    """A stage failed on an item in a way that it should not."""
+
+
+class WorkerDeathError(ItemError):
+    """An item kills the process that touches it, or takes longer than it may."""

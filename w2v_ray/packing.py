@@ -18,7 +18,7 @@ class PackedStage:
 
     def __init__(self, stage: Callable[[pa.Table], pa.Table]) -> None:
         self._stage = stage
-        self.__name__ = type(stage).__name__  # what Ray shows
+        self.__name__ = getattr(stage, "__name__", type(stage).__name__)  # what Ray shows
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pack(self._stage(unpack(batch)))

@@ -7,26 +7,28 @@ This is the only place where stages are wired together. It refuses to compute an
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray import cloudpickle
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
-from w2v_ray.config import JobConfig, RedecodeConfig
+from w2v_ray.attempts import Attempts
+from w2v_ray.config import ITEM_DEADLINE_S, JobConfig, RedecodeConfig
 from w2v_ray.decoding import reachable
+from w2v_ray.execution import RemoteBook, Run, data_settings, running_ray
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.packing import PackedStage, pack, unpack
@@ -35,7 +37,7 @@ from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
-from w2v_ray.ray_auth import warn_of_open_cluster
+from w2v_ray.quarantine import Book, GuardedEncoder, GuardedStage, TrackedStage, loaded
 from w2v_ray.schema import SAMPLE_RATE_HZ
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
@@ -48,36 +50,36 @@ from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 __all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
 
-logger = logging.getLogger(__name__)
-
-# A shard must stay one block after the encoder, however many log-probabilities it has.
-_MAX_BLOCK_BYTES = 8 * 2**30
-# A worker that dies is replaced; one that dies each time on the same shard ends the job instead of looping.
-_MAX_RETRIES = 2
+# A worker that dies is replaced; what one shard may cost is bounded by the book of attempts, long before.
+_MAX_RETRIES = 100
+_MAX_RESTARTS = 10_000  # of one actor in a run of any length
 # Decoded shards that wait in memory for each encoder. More would not make it faster, and every page of the
 # object store that a worker ever read counts as resident in it.
 _SHARDS_AHEAD = 6
 _REDECODE_STORE_BYTES = 2 * 2**30  # between reading and decoding, where shards are small
-_POLL_S = 0.5
+_LEAST_STALL_S = 1800.0
+_STALL_MARGIN_S = 300.0  # for a worker to start in the place of one that hung
 
 TextConfig = DecodeTextConfig | AlignTextConfig
 
 _ACTOR: dict[str, Any] = {
     "batch_format": "pyarrow",
-    "max_restarts": _MAX_RETRIES,
+    "max_restarts": _MAX_RESTARTS,
     "max_task_retries": _MAX_RETRIES,
 }
 
 
-def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]) -> Dataset:
+def build(
+    job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter], attempts: ActorHandle[Attempts]
+) -> Dataset:
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
-    read = ReadAudio(ReadAudioConfig())
-    decode = DecodeAudio(_decoding(job))
-    segment = SegmentAudio(
-        SegmentAudioConfig(
-            max_segment_seconds=job.max_segment_seconds, vad=job.vad, keep_non_speech=job.keep_non_speech
-        )
+    guard = _Guard(book=RemoteBook(attempts), item_deadline_s=job.item_deadline_seconds)
+    read = partial(ReadAudio, ReadAudioConfig())
+    decode = partial(DecodeAudio, _decoding(job))
+    segmentation = SegmentAudioConfig(
+        max_segment_seconds=job.max_segment_seconds, vad=job.vad, keep_non_speech=job.keep_non_speech
     )
+    segment = partial(SegmentAudio, segmentation)
     model = absolute_model(job.model)
     encode = EncodeConfig(
         model=model,
@@ -115,12 +117,12 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         if isinstance(job, AlignConfig):
             ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
-        ds = ds.map_batches(PackedStage(read), batch_size=1, **task)
-        ds = ds.map_batches(PackedStage(decode), batch_size=1, **task)
-        ds = ds.map_batches(PackedStage(segment), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(guard.stage("read_audio", read)), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(guard.stage("decode_audio", decode)), batch_size=1, **task)
+        ds = ds.map_batches(PackedStage(guard.stage("segment_audio", segment)), batch_size=1, **task)
         ds = ds.map_batches(
             EncodeShard,  # from here on a shard is a block of segments
-            fn_constructor_kwargs={"config": encode, "meter": meter},
+            fn_constructor_kwargs={"make": partial(Encode, encode), "meter": meter, "guard": guard},
             batch_size=1,
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
@@ -128,11 +130,19 @@ def build(job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter]
             **_ACTOR,
             **_environment(),
         )
-        return _decoded_and_written(ds, text, write, pools, keep=job.keep_log_probs)
+        return _decoded_and_written(ds, text, write, pools, guard, keep=job.keep_log_probs)
 
 
-def build_redecode(job: RedecodeConfig, plan: Plan, vocabulary: Vocabulary, pools: Pools) -> Dataset:
+def build_redecode(
+    job: RedecodeConfig,
+    plan: Plan,
+    vocabulary: Vocabulary,
+    pools: Pools,
+    *,
+    attempts: ActorHandle[Attempts],
+) -> Dataset:
     """The flow over the kept log-probabilities of the shards that are not published yet."""
+    guard = _Guard(book=RemoteBook(attempts), item_deadline_s=ITEM_DEADLINE_S)
     source_fingerprint, _ = read_job(job.source)
     read = ReadLogProbsConfig(
         source=job.source, job_fingerprint=source_fingerprint, tokenizer=vocabulary.tokenizer
@@ -148,18 +158,30 @@ def build_redecode(job: RedecodeConfig, plan: Plan, vocabulary: Vocabulary, pool
     )
     with _bounded_retries():
         kept = log_probs_files(job.source, plan.pending)
-        ds: Dataset = ray.data.from_blocks([pa.table({"log_probs_file": [name]}) for name in kept])
-        ds = ds.map_batches(ReadLogProbs(read), batch_size=1, **_task(pools))
-        return _decoded_and_written(ds, text, write, pools, keep=None)
+        ds: Dataset = ray.data.from_blocks(
+            [
+                pa.table({"shard_id": [shard], "log_probs_file": [name]})
+                for shard, name in zip(plan.pending, kept, strict=True)
+            ]
+        )
+        stage = TrackedStage(ReadLogProbs(read), name="read_log_probs", book=guard.book)
+        ds = ds.map_batches(stage, batch_size=1, **_task(pools))
+        return _decoded_and_written(ds, text, write, pools, guard, keep=None)
 
 
 def _decoded_and_written(
-    ds: Dataset, text: TextConfig, write: WriteParquetConfig, pools: Pools, *, keep: int | None
+    ds: Dataset,
+    text: TextConfig,
+    write: WriteParquetConfig,
+    pools: Pools,
+    guard: _Guard,
+    *,
+    keep: int | None,
 ) -> Dataset:
     """The end of every flow: blocks of encoded segments in, one each shard, and summaries out."""
     ds = ds.map_batches(
         TextShard,
-        fn_constructor_kwargs={"config": text, "keep": keep},
+        fn_constructor_kwargs={"make": partial(TextStage, text, keep), "guard": guard},
         batch_size=None,
         num_cpus=pools.decoder_cpus,
         compute=ActorPoolStrategy(size=pools.num_decoders),
@@ -167,8 +189,8 @@ def _decoded_and_written(
         **_environment(),
     )
     return ds.map_batches(
-        WriteParquet,  # an actor as well: where workers are few, Ray starts one anew for each task
-        fn_constructor_args=(write,),
+        WriteShard,  # an actor as well: where workers are few, Ray starts one anew for each task
+        fn_constructor_kwargs={"make": partial(WriteParquet, write), "guard": guard},
         batch_size=None,
         num_cpus=pools.task_cpus,
         compute=ActorPoolStrategy(size=pools.num_writers),
@@ -202,12 +224,19 @@ def run_plan(
     if plan.num_pending:
         with running_ray():
             resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            pools = Pools.for_cluster(job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0))
-            meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(num_cpus=0).remote())
+            nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            pools = Pools.for_cluster(
+                job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0), node_cpus=max(nodes)
+            )
+            stall_s = job.stall_seconds or max(
+                _LEAST_STALL_S, job.item_deadline_seconds + job.shard_seconds + _STALL_MARGIN_S
+            )
+            run = Run(plan, stall_s=stall_s, on_progress=on_progress)
             shards_ahead = _SHARDS_AHEAD * pools.num_encoders
             store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
-            with _data_settings(store_bytes), _reported(plan, meter, summaries, on_progress):
-                _gather(build(job, plan, pools, meter=meter), summaries)
+            with data_settings(store_bytes):
+                ds = build(job, plan, pools, meter=run.meter, attempts=run.attempts)
+                summaries = run.gather(ds)
     return summarize(job, plan, summaries, time.monotonic() - began)
 
 
@@ -240,24 +269,34 @@ def run_redecode_plan(
         with running_ray():
             cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             pools = Pools.for_redecode(job, cpus=cpus)
-            with _data_settings(_REDECODE_STORE_BYTES), _reported(plan, None, summaries, on_progress):
-                _gather(build_redecode(job, plan, vocabulary, pools), summaries)
+            run = Run(plan, stall_s=_LEAST_STALL_S, on_progress=on_progress)
+            with data_settings(_REDECODE_STORE_BYTES):
+                ds = build_redecode(job, plan, vocabulary, pools, attempts=run.attempts)
+                summaries = run.gather(ds)
     return summarize(job, plan, summaries, time.monotonic() - began)
-
-
-def _gather(ds: Dataset, summaries: list[dict[str, Any]]) -> None:
-    for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-        summaries.extend(cast(pa.Table, batch).to_pylist())
 
 
 class EncodeShard:
     """The encoder as an actor: a packed shard in, a block of encoded segments out."""
 
-    def __init__(self, config: EncodeConfig, meter: ActorHandle[Meter]) -> None:
-        self._encode = Encode(config, report=meter.add.remote)
+    def __init__(self, make: Callable[..., Encode], meter: ActorHandle[Meter], guard: _Guard) -> None:
+        def encoder(
+            before: Callable[[Sequence[int]], None], report: Callable[[float], None]
+        ) -> Callable[[pa.Table], pa.Table]:
+            return make(before=before, report=report)
+
+        def guarded() -> GuardedEncoder:
+            return GuardedEncoder(
+                encoder,
+                book=guard.book,
+                item_deadline_s=guard.item_deadline_s,
+                report=meter.add.remote,
+            )
+
+        self._stage = loaded(guarded, name="encode", worker=_actor_id(), book=guard.book)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._encode(unpack(batch))
+        return self._stage(unpack(batch))
 
 
 def _decoding(job: JobConfig) -> DecodeAudioConfig:
@@ -265,8 +304,8 @@ def _decoding(job: JobConfig) -> DecodeAudioConfig:
     return replace(config, max_item_seconds=MAX_ITEM_SECONDS) if isinstance(job, AlignConfig) else config
 
 
-class TextShard:
-    """The text stage as an actor: a block of encoded segments in, one of transcripts or alignments out."""
+class TextStage:
+    """The text stage of any job: encoded segments in, transcripts or alignments out."""
 
     def __init__(self, config: TextConfig, keep: int | None) -> None:
         self._keep = None
@@ -276,8 +315,51 @@ class TextShard:
             self._keep = None if keep is None else KeepLogProbs(config.tokenizer, count=keep)
             self._stage = DecodeText(config)
 
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self._stage(table if self._keep is None else self._keep(table))
+
+
+class TextShard:
+    """The text stage as an actor: a block of encoded segments in, one of transcripts or alignments out."""
+
+    def __init__(self, make: Callable[[], TextStage], guard: _Guard) -> None:
+        name = "decode_text"
+        stage = partial(guard.stage, name, make)
+        self._stage = loaded(stage, name=name, worker=_actor_id(), book=guard.book)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return self._stage(batch if self._keep is None else self._keep(batch))
+        return self._stage(batch)
+
+
+class WriteShard:
+    """The writer as an actor: a block of results in, the summary of the shard out."""
+
+    def __init__(self, make: Callable[[], WriteParquet], guard: _Guard) -> None:
+        self._stage = TrackedStage(make(), name="write_parquet", book=guard.book)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self._stage(batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Guard:
+    """What makes a stage safe from its items."""
+
+    book: Book
+    item_deadline_s: float
+
+    def stage(self, name: str, make: Callable[[], Callable[[pa.Table], pa.Table]]) -> GuardedStage:
+        return GuardedStage(
+            make(),
+            name=name,
+            maker=cloudpickle.dumps(make),  # type: ignore[no-untyped-call]
+            book=self.book,
+            item_deadline_s=self.item_deadline_s,
+        )
+
+
+def _actor_id() -> str:
+    return str(ray.get_runtime_context().get_actor_id())
 
 
 def _task(pools: Pools) -> dict[str, Any]:
@@ -306,91 +388,3 @@ def _bounded_retries() -> Iterator[None]:
 
 def _all_cores(pools: Pools) -> int:
     return max(1, (os.cpu_count() or 1) // pools.num_encoders)
-
-
-@contextmanager
-def running_ray() -> Iterator[None]:
-    """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
-    if ray.is_initialized():
-        warn_of_open_cluster()
-        yield
-        return
-    quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
-    ray.init(
-        log_to_driver=not quiet,
-        logging_level=logging.ERROR if quiet else logging.INFO,
-        include_dashboard=False,
-    )
-    try:
-        warn_of_open_cluster()
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _data_settings(store_bytes: int) -> Iterator[None]:
-    """Ray Data's settings for the time of the run, which may hold that much between its stages."""
-    # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here.
-    log = logging.getLogger("ray.data")
-    level = log.level
-    if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
-        log.setLevel(logging.ERROR)
-    context = DataContext.get_current()
-    before = context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start
-    context.target_max_block_size = _MAX_BLOCK_BYTES
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)
-    try:
-        yield
-    finally:
-        context.execution_options.resource_limits = limits
-        context.target_max_block_size, context.enable_progress_bars, context.print_on_execution_start = before
-        log.setLevel(level)
-
-
-@contextmanager
-def _reported(
-    plan: Plan,
-    meter: ActorHandle[Meter] | None,
-    summaries: list[dict[str, Any]],
-    on_progress: Callable[[Progress], None] | None,
-) -> Iterator[None]:
-    """Tells ``on_progress`` how far the run is, from a thread, and once more at the end."""
-    if on_progress is None:
-        yield
-        return
-    began = time.monotonic()
-    planned_s = plan.shard_seconds
-    pending_s = sum(planned_s[shard] for shard in plan.pending)
-
-    def progress() -> Progress:
-        published = list(summaries)
-        published_s = sum(planned_s[s["shard_id"]] for s in published)
-        encoded_s = 0.0 if meter is None else cast(float, ray.get(meter.total.remote()))
-        return Progress(
-            planned_s=plan.planned_s,
-            before_s=plan.planned_s - pending_s,
-            done_s=min(pending_s, max(published_s, encoded_s)),
-            num_shards=plan.num_shards,
-            num_shards_done=plan.num_shards - len(plan.pending) + len(published),
-            num_rejects=sum(s["num_rejects"] for s in published),
-            elapsed_s=time.monotonic() - began,
-        )
-
-    stop = threading.Event()
-
-    def report() -> None:
-        while not stop.wait(_POLL_S):
-            on_progress(progress())
-
-    thread = threading.Thread(target=report, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    on_progress(progress())

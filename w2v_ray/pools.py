@@ -33,8 +33,16 @@ class Pools:
     task_cpus: float
 
     @classmethod
-    def for_cluster(cls, job: JobConfig, *, cpus: float, gpus: float) -> Pools:
+    def for_cluster(
+        cls, job: JobConfig, *, cpus: float, gpus: float, node_cpus: float | None = None
+    ) -> Pools:
         """Sizes the pools so that readers and writers always have CPUs left.
+
+        Args:
+            job: What is wanted.
+            cpus: Of the cluster.
+            gpus: Of the cluster.
+            node_cpus: Of its largest machine, which is the most that one worker can reserve; None: all.
 
         Raises:
             ConfigError: The job asks for more than the cluster has.
@@ -45,17 +53,22 @@ class Pools:
                 f"device is {job.device!r} but the cluster has no GPU; use device cpu, or add one"
             )
         share = min(1.0, cpus / 8)
+        node_cpus = cpus if node_cpus is None else node_cpus
         num_encoders = job.num_encoders or (int(gpus) if on_gpu else 1)
-        num_decoders, threads, decoder_cpus = _decoders(job, cpus, num_encoders if on_gpu else 0)
+        num_decoders, threads, decoder_cpus = _decoders(job, cpus, node_cpus, num_encoders if on_gpu else 0)
         if on_gpu and num_encoders > gpus:
             raise ConfigError(
                 f"num_encoders is {num_encoders} but the cluster has {gpus:g} GPUs; set it to {int(gpus)}"
+            )
+        if not on_gpu and num_encoders > max(1, cpus):
+            raise ConfigError(
+                f"num_encoders is {num_encoders} but the cluster has {cpus:g} CPUs; set {int(cpus)} at most"
             )
         pools = cls(
             # Encoders on CPUs use all of them; a reader feeds what four cores encode with the smallest model.
             num_readers=None if on_gpu else max(1, int(cpus // 4)),
             num_encoders=num_encoders,
-            encoder_cpus=share if on_gpu else cpus / 2 / num_encoders,
+            encoder_cpus=share if on_gpu else min(cpus / 2 / num_encoders, node_cpus),
             encoder_gpus=1.0 if on_gpu else 0.0,
             num_decoders=num_decoders,
             decoder_cpus=decoder_cpus,
@@ -90,7 +103,7 @@ class Pools:
         )
 
 
-def _decoders(job: JobConfig, cpus: float, gpus: int) -> tuple[int, int, float]:
+def _decoders(job: JobConfig, cpus: float, node_cpus: float, gpus: int) -> tuple[int, int, float]:
     """Text decoders, threads of each, and CPUs that each reserves, so that no encoder waits for them."""
     share = min(1.0, cpus / 8)
     if not job.is_search:
@@ -99,7 +112,7 @@ def _decoders(job: JobConfig, cpus: float, gpus: int) -> tuple[int, int, float]:
     rate = _SEARCH_RATE * min(1.0, 100 / width) / (_KENLM_SLOWDOWN if (job.lm or "").endswith(".bin") else 1)
     # An encoder on CPUs has all cores and is slower than one thread that searches.
     needed = max(1, math.ceil(gpus * _ENCODER_RATE / rate))
-    most = max(1, int(cpus / 2))
+    most = max(1, int(min(cpus / 2, node_cpus)))
     num_decoders = job.num_decoders or 1
     threads = job.decoder_threads or max(1, min(needed, most) // num_decoders)
     return num_decoders, threads, float(threads) if gpus and not job.decoder_threads else share

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["Meter", "Progress"]
 
+_MEANINGFUL_S = 15.0  # of work that a guess at the rest can be made from
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -25,6 +27,10 @@ class Progress:
     """Rows of ``rejects/`` that this run has published."""
     elapsed_s: float
     """Wall-clock time since the first shard was started."""
+    first_elapsed_s: float = 0.0
+    """The same when the first audio was seen to be done: workers had to start before."""
+    first_done_s: float = 0.0
+    """What was done then."""
 
     @property
     def rate(self) -> float:
@@ -33,10 +39,11 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Wall-clock seconds to the end at this rate; None before there is a rate."""
-        if self.done_s <= 0:
+        """Wall-clock seconds to the end at the rate since the workers are up; None before that is known."""
+        working_s, worked_s = self.elapsed_s - self.first_elapsed_s, self.done_s - self.first_done_s
+        if working_s < _MEANINGFUL_S or worked_s <= 0:
             return None
-        return max(0.0, self.planned_s - self.before_s - self.done_s) / self.rate
+        return max(0.0, self.planned_s - self.before_s - self.done_s) * working_s / worked_s
 
 
 class Meter:

@@ -64,13 +64,21 @@ class Encode:
 
     Args:
         config: What to load and how to run it.
+        before: Called with the row numbers of each batch before anything is done with it.
         report: Called with the seconds of audio of each batch as it is done.
 
     Raises:
         CheckpointError: The model cannot be loaded.
     """
 
-    def __init__(self, config: EncodeConfig, *, report: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: EncodeConfig,
+        *,
+        before: Callable[[Sequence[int]], None] | None = None,
+        report: Callable[[float], None] | None = None,
+    ) -> None:
+        self._before = before
         self._num_threads = config.num_threads
         self._device = torch.device(config.device)
         if self._device.type == "cpu":
@@ -123,6 +131,8 @@ class Encode:
         lengths = [len(wave) for wave in waves.values()]
         for batch in plan_batches(lengths, self._budget_s * SAMPLE_RATE_HZ, self._max_padding):
             rows = [todo[i] for i in batch]
+            if self._before is not None:
+                self._before(rows)
             for row, result in zip(rows, self._encode([waves[row] for row in rows]), strict=True):
                 if isinstance(result, ItemError):
                     errors[row] = error_value("encode", result)
@@ -147,7 +157,7 @@ class Encode:
             # working device again, and Ray starts one for an actor whose process has ended.
             logger.exception("the device failed; this worker ends so that a new one can take over")
             os._exit(1)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # one segment must never cost its neighbours
             if len(waves) == 1:
                 seconds = len(waves[0]) / SAMPLE_RATE_HZ
                 reason = str(error).strip().split("\n")[0][:200] or type(error).__name__

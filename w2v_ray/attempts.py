@@ -1,0 +1,141 @@
+"""The book of who had what in hand: it tells a worker that begins a shard what became of those before it.
+
+A worker that dies leaves no word. It is known to be dead when another begins what it had begun and not
+finished, and what it had marked last is what it had in hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+__all__ = ["Attempts", "Key", "Record", "StageState"]
+
+Key = tuple[int, int]  # item_index and segment_index
+
+# From so many shards on whose workers died without any fault of an item, workers die here anyway, and a
+# piece must be alone in the hand of two that die, not one, before it is blamed.
+_MANY_ACCIDENTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of a shard at a stage when a worker begins it."""
+
+    begun: int = 0
+    """Times it was begun, this one included."""
+    deaths: int = 0
+    """Workers that died with it since a piece was last blamed."""
+    suspects: tuple[Key, ...] = ()
+    """The pieces in hand when the last one died, where that is known; one of them may be to blame."""
+    apart: tuple[Key, ...] = ()
+    """Pieces that live when alone and die together."""
+    culprits: tuple[Key, ...] = ()
+    """Pieces that killed: not to be touched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageState:
+    """What a stage was doing at one moment."""
+
+    stage: str
+    num_begun: int
+    """Beginnings, repeated ones included."""
+    num_done: int
+    in_hand: tuple[tuple[str, float], ...]
+    """Shards begun and not finished, and the seconds since; a worker that died may have had one."""
+
+
+@dataclass(slots=True)
+class _Work:
+    record: Record = field(default_factory=Record)
+    is_open: bool = False
+    began_at: float = 0.0
+    in_hand: tuple[Key, ...] = ()
+    is_alone: bool = False
+    survived: set[Key] = field(default_factory=set)
+    alone_deaths: Counter[Key] = field(default_factory=Counter)
+
+
+class Attempts:
+    """Keeps the book for all workers of a run; runs as a Ray actor beside the pipeline.
+
+    Args:
+        clock: Seconds from anywhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._work: dict[tuple[str, str], _Work] = {}
+        self._done: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
+        self._accidents = 0
+
+    def begin(self, stage: str, shard: str) -> Record:
+        """Notes that a worker begins a shard, and says what became of those before it."""
+        work = self._work.setdefault((stage, shard), _Work())
+        if work.is_open:
+            self._note_death(work)
+        work.is_open, work.began_at, work.in_hand = True, self._clock(), ()
+        work.record = replace(work.record, begun=work.record.begun + 1)
+        self._begun[stage] += 1
+        return work.record
+
+    def mark(self, stage: str, shard: str, keys: Sequence[Key], *, alone: bool = False) -> None:
+        """Notes what the worker takes in hand next; what it had before has survived.
+
+        Args:
+            stage: Where it is.
+            shard: What it began.
+            keys: The pieces; none: it only puts down what it had.
+            alone: Whether the one piece is tried by itself, to find out whether it kills.
+        """
+        work = self._work.setdefault((stage, shard), _Work())  # the book may be new, where its node was lost
+        if work.is_alone:
+            work.survived.update(work.in_hand)
+        work.in_hand, work.is_alone = tuple(keys), alone and bool(keys)
+
+    def finish(self, stage: str, shard: str) -> None:
+        """Notes that the worker is done with the shard."""
+        work = self._work.setdefault((stage, shard), _Work())
+        if work.record.deaths and not work.record.culprits:
+            self._accidents += 1
+        self._done[stage] += 1
+        begun, culprits = work.record.begun, work.record.culprits
+        # Culprits stay: where what the worker made is lost, it is made again.
+        self._work[stage, shard] = _Work(Record(begun=begun, culprits=culprits))
+
+    def state(self) -> list[StageState]:
+        """What every stage is doing, in the order in which they were first begun."""
+        now = self._clock()
+        return [
+            StageState(
+                stage=stage,
+                num_begun=num_begun,
+                num_done=self._done[stage],
+                in_hand=tuple(
+                    (shard, now - work.began_at)
+                    for (name, shard), work in self._work.items()
+                    if name == stage and work.is_open
+                ),
+            )
+            for stage, num_begun in self._begun.items()
+        ]
+
+    def _note_death(self, work: _Work) -> None:
+        record = work.record
+        deaths, suspects, apart, culprits = record.deaths + 1, record.suspects, record.apart, record.culprits
+        if work.is_alone:
+            (key,) = work.in_hand
+            work.alone_deaths[key] += 1
+            if work.alone_deaths[key] >= (1 if self._accidents < _MANY_ACCIDENTS else 2):
+                deaths, culprits = 0, (*culprits, key)
+                suspects = tuple(suspect for suspect in suspects if suspect != key)
+        elif work.in_hand:
+            if work.survived.issuperset(work.in_hand):
+                apart = (*apart, *(key for key in work.in_hand if key not in apart))
+            suspects = work.in_hand
+        work.is_alone = False
+        work.record = replace(record, deaths=deaths, suspects=suspects, apart=apart, culprits=culprits)

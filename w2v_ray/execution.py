@@ -1,0 +1,264 @@
+"""Running a flow on Ray: starting Ray, watching a run from beside it, and ending one that cannot go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+from ray.data import DataContext, Dataset
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from w2v_ray.attempts import Attempts, Key, Record, StageState
+from w2v_ray.errors import JobError, W2vRayError
+from w2v_ray.plan import Plan
+from w2v_ray.progress import Meter, Progress
+from w2v_ray.ray_auth import warn_of_open_cluster
+
+__all__ = ["RemoteBook", "Run", "data_settings", "running_ray"]
+
+# A shard must stay one block after the encoder, however many log-probabilities it has.
+_MAX_BLOCK_BYTES = 8 * 2**30
+_POLL_S = 0.5
+_ANSWER_S = 10.0  # within which an actor that only counts has answered
+_LOG_LEVEL_LINE = b"Set ray log level from environment variable"
+
+
+class RemoteBook:
+    """The book of attempts, as a worker elsewhere uses it."""
+
+    def __init__(self, attempts: ActorHandle[Attempts]) -> None:
+        self._attempts = attempts
+
+    def begin(self, stage: str, shard: str) -> Record:
+        return cast(Record, ray.get(self._attempts.begin.remote(stage, shard)))
+
+    def mark(self, stage: str, shard: str, keys: Sequence[Key], *, alone: bool = False) -> None:
+        # Waited for: a mark that is still under way when the process dies is no mark.
+        ray.get(self._attempts.mark.remote(stage, shard, keys, alone=alone))
+
+    def finish(self, stage: str, shard: str) -> None:
+        self._attempts.finish.remote(stage, shard)
+
+
+class Run:
+    """One run over what is pending of a plan, with the actors that count what it does.
+
+    Args:
+        plan: Of the job.
+        stall_s: Seconds in which nothing moves before the run counts as stalled.
+        on_progress: Called about twice a second with how far the run is.
+    """
+
+    def __init__(
+        self, plan: Plan, *, stall_s: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        counter: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        self.meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(**counter).remote())
+        self.attempts = cast("ActorHandle[Attempts]", ray.remote(Attempts).options(**counter).remote())
+        self._plan = plan
+        self._stall_s = stall_s
+        self._on_progress = on_progress
+        self._summaries: list[dict[str, Any]] = []
+        self._began = self._moved_at = time.monotonic()
+        self._moved: object = None
+        self._first: tuple[float, float] = (0.0, 0.0)
+        self._stalled: JobError | None = None
+
+    def gather(self, ds: Dataset) -> list[dict[str, Any]]:
+        """Runs the flow to its end and returns the summaries of the shards.
+
+        Raises:
+            JobError: Nothing moved for too long, or workers died again and again.
+            W2vRayError: As a stage raised it.
+        """
+        ds.context.custom_execution_callback_classes = [_Executors]
+        stop = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(stop,), name="watch", daemon=True)
+        thread.start()
+        try:
+            for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+                self._summaries.extend(cast(pa.Table, batch).to_pylist())
+        except Exception as error:
+            ours = self._stalled or _ours(error)
+            if ours is None:
+                raise
+            raise ours from error
+        finally:
+            stop.set()
+            thread.join()
+        if self._stalled is not None:  # its flow was ended, which looks like the end of it
+            raise self._stalled
+        if self._on_progress is not None:
+            self._on_progress(self._progress(self._encoded_s()))
+        return self._summaries
+
+    def _watch(self, stop: threading.Event) -> None:
+        next_check = time.monotonic()
+        while not stop.wait(_POLL_S):
+            try:
+                encoded_s = self._encoded_s()
+                if self._on_progress is not None:
+                    self._on_progress(self._progress(encoded_s))
+                if time.monotonic() >= next_check:
+                    next_check += min(10.0, self._stall_s / 4)
+                    self._check_stall(encoded_s)
+            except ray.exceptions.RayError:
+                logging.getLogger(__name__).exception("the actors that count do not answer")
+            if self._stalled is not None:
+                for executor in list(_Executors.running):
+                    executor.shutdown(force=True, exception=self._stalled)
+                return
+
+    def _check_stall(self, encoded_s: float) -> None:
+        states = cast(list[StageState], ray.get(self.attempts.state.remote(), timeout=_ANSWER_S))
+        moved = len(self._summaries), encoded_s, [(state.num_begun, state.num_done) for state in states]
+        now = time.monotonic()
+        if moved != self._moved:
+            self._moved, self._moved_at = moved, now
+        elif now - self._moved_at >= self._stall_s:
+            doing = []
+            for state in states:
+                hand = [f"shard {shard} in hand for {age_s:.0f} s" for shard, age_s in state.in_hand[:3]]
+                more = [f"{len(state.in_hand) - 3} more in hand"] if len(state.in_hand) > 3 else []
+                doing.append(", ".join([f"{state.stage} {state.num_done} done", *hand, *more]))
+            self._stalled = JobError(
+                f"nothing moved for {now - self._moved_at:.0f} s ({'; '.join(doing) or 'no worker began'}); "
+                "what is published stays: run again, with a longer stall_seconds if work was going on"
+            )
+
+    def _encoded_s(self) -> float:
+        return cast(float, ray.get(self.meter.total.remote(), timeout=_ANSWER_S))
+
+    def _progress(self, encoded_s: float) -> Progress:
+        planned_s, published = self._plan.shard_seconds, list(self._summaries)
+        pending_s = self._plan.pending_s
+        published_s = sum(planned_s[summary["shard_id"]] for summary in published)
+        done_s, elapsed_s = min(pending_s, max(published_s, encoded_s)), time.monotonic() - self._began
+        if done_s > 0 and self._first == (0.0, 0.0):
+            self._first = elapsed_s, done_s
+        return Progress(
+            planned_s=self._plan.planned_s,
+            before_s=self._plan.planned_s - pending_s,
+            done_s=done_s,
+            num_shards=self._plan.num_shards,
+            num_shards_done=self._plan.num_shards - self._plan.num_pending + len(published),
+            num_rejects=sum(summary["num_rejects"] for summary in published),
+            elapsed_s=elapsed_s,
+            first_elapsed_s=self._first[0],
+            first_done_s=self._first[1],
+        )
+
+
+class _Executors(ExecutionCallback):
+    """The flows that run in this process: Ray Data has no other way to end one from beside it."""
+
+    running: ClassVar[list[Any]] = []
+
+    def before_execution_starts(self, executor: Any) -> None:
+        self.running.append(executor)
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        self.running.remove(executor)
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        self.running.remove(executor)
+
+
+def _ours(error: BaseException) -> W2vRayError | None:
+    """The error of this package that is at the bottom of what Ray made of it."""
+    seen: list[BaseException] = []
+    left: list[object] = [error]
+    while left:
+        last = left.pop()
+        if isinstance(last, BaseException) and last not in seen:
+            seen.append(last)
+            left += [last.__cause__, getattr(last, "cause", None)]
+    found = [one for one in seen if type(one).__module__ == W2vRayError.__module__]
+    if not found:
+        return None
+    # Ray adds advice on settings that are not to be had here.
+    return cast(W2vRayError, type(found[-1])(str(found[-1]).partition("\nFailed to ")[0]))
+
+
+@contextmanager
+def running_ray() -> Iterator[None]:
+    """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
+    if ray.is_initialized():
+        warn_of_open_cluster()
+        yield
+        return
+    quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
+    with _without_log_level_line():
+        ray.init(
+            log_to_driver=not quiet,
+            logging_level=logging.ERROR if quiet else logging.INFO,
+            include_dashboard=False,
+        )
+    try:
+        warn_of_open_cluster()
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _without_log_level_line() -> Iterator[None]:
+    """Drops the one line in which Ray's native part tells that it is quiet, and shows all others."""
+    if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+        yield
+        return
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            for line in caught:
+                if _LOG_LEVEL_LINE not in line:
+                    os.write(2, line)
+
+
+@contextmanager
+def data_settings(store_bytes: int) -> Iterator[None]:
+    """Ray Data's settings for the time of the run, which may hold that much between its stages."""
+    # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here.
+    log = logging.getLogger("ray.data")
+    level = log.level
+    if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
+        log.setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    names = (
+        "target_max_block_size",
+        "enable_progress_bars",
+        "print_on_execution_start",
+        "raise_original_map_exception",  # a wrapped one loses its cause on the way to the driver
+        "execution_no_progress_timeout_s",  # Ray's own guard, which knows nothing of batches and deadlines
+    )
+    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
+    limits = context.execution_options.resource_limits
+    for name, value in zip(names, (_MAX_BLOCK_BYTES, False, False, True, -1), strict=True):
+        if name in before:
+            setattr(context, name, value)
+    context.execution_options.resource_limits = limits.copy(object_store_memory=store_bytes)
+    try:
+        yield
+    finally:
+        context.execution_options.resource_limits = limits
+        for name, value in before.items():
+            setattr(context, name, value)
+        log.setLevel(level)
