@@ -72,6 +72,8 @@ def test_the_config_says_what_is_returned(cls: Any, said: dict[str, Any], tmp_pa
         assert isinstance(found, tuple) == (not asked and "return_dict" in said)
         if not isinstance(found, tuple):
             assert found.keys() == list(expected.keys())
+            assert dict(found.items()).keys() == dict(expected.items()).keys()
+            assert all(one is other for one, other in zip(found.values(), found.to_tuple(), strict=True))
             found = found.to_tuple()
         for one, other in zip(found, expected.to_tuple(), strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=0)

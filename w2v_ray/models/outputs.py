@@ -30,6 +30,14 @@ class _Output:
         """The names of the fields that are set, in order."""
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
+    def values(self) -> list[Any]:
+        """The fields that are set, in order."""
+        return list(self.to_tuple())
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and value of the fields that are set, in order."""
+        return list(zip(self.keys(), self.to_tuple(), strict=True))
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]

@@ -221,7 +221,8 @@ struct Labels {
     bool bpe = false;
     bool ambiguous = false;  // some label holds a space, so that one text has several ways to be words
     bool can_force = false;  // some label ends in a boundary, so that any label behind it may open a word
-    bool one_source = true;  // a prefix that ends in a label is reached from one prefix only
+    bool one_source = true;  // a prefix that ends in a label is reached from one prefix only, by one label
+    bool one_blank = true;
     bool simple = false;     // each prefix has one way to be spelled: labels are different characters, of words
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
@@ -240,6 +241,7 @@ struct Labels {
             can_force |= label.closes;
             // After a lone boundary there may be an empty word, to which labels are added or opened by force.
             one_source &= !(label.opens && label.clean.empty());
+            if (label.same != Index(all.size())) (label.blank ? one_blank : one_source) = false;
             all.push_back(std::move(label));
         }
         one_source &= !ambiguous;
@@ -288,13 +290,14 @@ class Table {
     };
     std::size_t place(std::uint64_t key) const {
         const std::size_t mask = slots_.size() - 1;
-        std::size_t at = detail::mix(key) & mask;
+        std::size_t at = key * 0x9E3779B97F4A7C15ull >> shift_;
         while (slots_[at].era == era_ && slots_[at].key != key) at = (at + 1) & mask;
         return at;
     }
     void grow() {
         std::vector<Slot> old(slots_.size() * 2);
         old.swap(slots_);
+        --shift_;
         for (const Slot &slot : old) {
             if (slot.era == era_) slots_[place(slot.key)] = slot;
         }
@@ -302,6 +305,7 @@ class Table {
     std::vector<Slot> slots_;
     std::size_t used_ = 0;
     std::uint32_t era_ = 1;
+    unsigned shift_ = 64 - 6;  // the top bits of a product are those that all of a key decides
 };
 using KeyTable = Table<2>;
 
@@ -397,6 +401,8 @@ class Scorer {
     virtual std::uint32_t end_word() = 0;
     virtual State begin_state() = 0;
     virtual State null_state() = 0;
+    // No word after any state has a higher log10 probability.
+    virtual double largest_log10_prob() const { return std::numeric_limits<double>::infinity(); }
 };
 
 class NgramScorer final : public Scorer {
@@ -413,6 +419,7 @@ class NgramScorer final : public Scorer {
     std::uint32_t end_word() override { return model_.end_of_sentence(); }
     State begin_state() override { return model_.begin_state(); }
     State null_state() override { return model_.null_state(); }
+    double largest_log10_prob() const override { return model_.largest_log10_prob(); }
 
  private:
     const NgramModel &model_;
@@ -806,6 +813,7 @@ struct Scratch {
         Scorer::State state;
         std::int64_t num_hot;
         Index history;  // its last words, as a number
+        bool unscored;  // see settle()
         std::size_t recent;
     };
     // Where a frame's candidate is. The stamp is the frame.
@@ -845,6 +853,7 @@ struct Scratch {
     };
     struct Beam {
         double logp, score;
+        double text_score;  // of the whole words
         Index node, variant, label;
         std::int32_t start, end;  // of the partial word
         Index words, pieces;
@@ -914,6 +923,10 @@ class Search {
         stride_ = labels.all.size() <= 64 ? labels.all.size() : 0;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
         parts_cost_ = !options.hotwords && (!scorer || options.unk_score_offset <= 0.0);
+        if (scorer && parts_cost_ && options.alpha >= 0.0 && options.unigrams && options.unigrams->num_words()) {
+            most_known_ = weighted(scorer->largest_log10_prob());
+            most_unknown_ = weighted(scorer->largest_log10_prob() + options.unk_score_offset);
+        }
     }
 
     std::vector<Hypothesis> run(const Emission &emission, Scorer::State start) {
@@ -925,6 +938,7 @@ class Search {
             now_ = static_cast<Index>(frame + 1);
             if (tokens.size() == 1 && labels_.all[tokens[0].column].blank && stay(tokens[0].logp)) continue;
             expand(tokens);
+            if (scorer_ && labels_.ambiguous) settle();
             prune();
             advance(static_cast<std::int32_t>(frame));
         }
@@ -1049,14 +1063,33 @@ class Search {
             next.num_hot = s_.texts[text].num_hot + num_hot(part);
             next.score = o_.hotword_weight * static_cast<double>(next.num_hot);
         }
-        if (scorer_) {
-            const Scorer::Scored scored = score_word(s_.texts[text].state, part);
-            next.raw = s_.texts[text].raw + weighted(scored.log10_prob);
-            next.score = next.raw + next.score;
-            next.state = scored.next;
-        }
+        next.unscored = scorer_ && labels_.ambiguous;
+        if (scorer_ && !labels_.ambiguous) score_text(next, s_.texts[text], part);
         if (o_.prune_history) remember(next, text, part);
         return made;
+    }
+    void score_text(Text &next, const Text &text, Index part) {
+        const Scorer::Scored scored = score_word(text.state, part);
+        next.raw = text.raw + weighted(scored.log10_prob);
+        next.score = next.raw + next.score;
+        next.state = scored.next;
+    }
+
+    // Where one text is words in several ways, the way that counts is that of the last beam which led to the first
+    // of the frame's candidates with this text.
+    void settle() {
+        for (std::size_t i = 0; i < num_candidates_; ++i) {
+            Candidate &c = s_.candidates[i];
+            Node &node = s_.nodes[c.node];
+            Text &text = s_.texts[node.text];
+            if (text.unscored) {
+                const Node &from = s_.nodes[s_.beams[c.source].node];
+                text.unscored = false;
+                score_text(text, s_.texts[from.text], from.part);
+            }
+            node.score = prefix_score(node.text, node.part);
+            c.score = total(c.logp, node);
+        }
     }
 
     // Number the last words of a text: equal numbers, equal words.
@@ -1176,6 +1209,7 @@ class Search {
     void mark_live() {
         for (Index i = static_cast<Index>(s_.beams.size()); i-- > 0;) {
             Node &node = s_.nodes[s_.beams[i].node];
+            s_.beams[i].text_score = s_.texts[node.text].score;
             node.live = now_;
             node.first_beam = i;
         }
@@ -1266,6 +1300,7 @@ class Search {
                 const Beam &beam = s_.beams[source];
                 const double logp = add<Round>(beam.logp, token.logp);
                 if (label.blank) {
+                    if (beam.score + token.logp + kLog2 < floor_ && labels_.one_blank && is_hopeless(beam, token.logp)) continue;
                     propose(beam.node, Scratch::kBlankVariant, kBlank, logp, source, Step::kStay, token.column);
                 } else if (beam.label == label.same) {
                     propose(beam.node, beam.variant, beam.label, logp, source, Step::kRepeat, token.column);
@@ -1274,6 +1309,12 @@ class Search {
                 }
             }
         }
+    }
+
+    // Whether a blank after the prefix of this beam, whose beams are two at most, is bound to be pruned.
+    bool is_hopeless(const Beam &beam, double logp) const {
+        const Node &node = s_.nodes[beam.node];
+        return node.others == kNone && s_.beams[node.first_beam].score + logp + kLog2 < floor_;
     }
 
     // What a candidate's score must reach, at least: the best beam's best candidate and the pruning limit.
@@ -1318,7 +1359,10 @@ class Search {
             } else {
                 // A partial word is not even made where the score of its text alone is too low.
                 if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow)) {
-                    if (most + s_.texts[node.text].score < floor_) return;
+                    if (most + beam.text_score < floor_) return;
+                } else if (may_skip && node.after == kNone) {  // nor the model asked of a word that cannot help
+                    const bool known = o_.unigrams && o_.unigrams->is_word(s_.parts[node.part].unigram);
+                    if (most + s_.texts[node.text].score + (known ? most_known_ : most_unknown_) < floor_) return;
                 }
                 const Index parent = beam.node;
                 Index text = node.text, part = 0;
@@ -1565,6 +1609,8 @@ class Search {
     std::size_t stride_, history_size_;
     bool force_ = false;
     bool parts_cost_;  // a partial word never raises the score of a text
+    // What a word can add to the score of a text, at most.
+    double most_known_ = std::numeric_limits<double>::infinity(), most_unknown_ = most_known_;
     Index now_ = 0, turn_ = 0;  // frames, and labels of frames
     std::size_t num_candidates_ = 0, num_ranked_ = 0;
     double floor_ = 0;

@@ -122,7 +122,7 @@ struct Unigram {
 };
 
 constexpr char kMagic[8] = {'\x93', 'W', '2', 'V', 'L', 'M', '\r', '\n'};
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 constexpr std::uint32_t kEndianMark = 0x01020304;
 
 struct Header {
@@ -141,10 +141,11 @@ struct Header {
     std::uint64_t num_buckets;
     std::uint64_t num_letters;
     std::uint64_t file_size;
+    double largest;  // no word after any state has a higher log10 probability
     std::uint64_t body_checksum;
     std::uint64_t header_checksum;  // of all before it
 };
-static_assert(sizeof(Header) == 232 && sizeof(Slot) == 16 && sizeof(Context) == 8 && sizeof(Unigram) == 8);
+static_assert(sizeof(Header) == 240 && sizeof(Slot) == 16 && sizeof(Context) == 8 && sizeof(Unigram) == 8);
 
 inline std::uint64_t header_checksum(const Header &header) {
     return bytes_hash(&header, offsetof(Header, header_checksum));
@@ -259,6 +260,8 @@ class NgramModel {
     std::uint64_t num_ngrams(unsigned order) const noexcept { return header_->num_ngrams[order - 1]; }
     std::string_view bytes() const noexcept { return {reinterpret_cast<const char *>(header_), size_}; }
     const std::string &path() const noexcept { return path_; }  // empty unless mapped
+
+    double largest_log10_prob() const noexcept { return header_->largest; }
 
     // The log10 probability of `word` after `state`; never NaN.
     Scored score(State state, Word word) const noexcept {
@@ -905,6 +908,9 @@ class NgramBuilder {
         const Node after_begin = renumbered[begin_word_];
         grams_ = {};
 
+        float largest_prob = -std::numeric_limits<float>::infinity(), largest_backoff = 0;
+        for (const auto &unigram : unigrams) largest_prob = std::max(largest_prob, unigram.prob);
+        for (const auto &context : contexts) largest_backoff = std::max(largest_backoff, context.backoff);
         std::vector<detail::Slot> arcs;
         arcs.reserve(num_arcs_);
         for (const Arc &arc : arcs_) {
@@ -912,6 +918,7 @@ class NgramBuilder {
             if (arc.key == kEmpty || (word == detail::kUnk && !has_unk_)) continue;  // KenLM never finds the latter
             const Node context = renumbered[arc.key >> 32];
             arcs.push_back({detail::arc_hash(context, word), arc.prob, renumbered[arc.node]});
+            largest_prob = std::max(largest_prob, arc.prob);
         }
         arcs_ = {};
         renumbered = {};
@@ -936,6 +943,7 @@ class NgramBuilder {
         header.num_letters = letters_.size();
         const detail::Layout at = detail::layout(header);
         header.file_size = at.end;
+        header.largest = double(largest_prob) + double(largest_backoff) * double(declared_.size() - 1);
 
         detail::Block block = detail::new_block(at.end / 8);
         char *const bytes = reinterpret_cast<char *>(block.get());
