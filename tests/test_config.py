@@ -50,6 +50,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         decoder_threads: 2
         keep_log_probs: 16
         max_reject_rate: 0.01
+        on_change: new
+        partition_by: speaker
         lm: lm.arpa
         alpha: 0.7
         beta: -1
@@ -78,6 +80,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         decoder_threads=2,
         keep_log_probs=16,
         max_reject_rate=0.01,
+        on_change="new",
+        partition_by="speaker",
         lm="lm.arpa",
         alpha=0.7,
         beta=-1.0,
@@ -265,6 +269,8 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "decoder_threads": 2,
         "max_reject_rate": 0.5,
         "keep_log_probs": 8,
+        "on_change": "new",
+        "partition_by": "speaker",
         **search,
     }
     assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
@@ -276,7 +282,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
     }
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),
-        *("shard_seconds", "max_segment_seconds", "keep_log_probs"),
+        *("shard_seconds", "max_segment_seconds", "keep_log_probs", "partition_by"),
         *search,
     }
 

@@ -40,17 +40,25 @@ decoding   -> decoder_config errors stores text
 job        -> align_config config decoding errors frame_rate hub output plan processors stores text
 pools      -> config errors
 pipeline -> align_config config decoding errors hub job packing parts plan pools progress schema stages stores
+dataset    -> output
 plugin_rows -> errors packing schema stages
 plugin     -> decoder_config decoding hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
-console    -> demo job metrics plan progress
+console    -> demo job metrics output plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
-cli        -> align_config cli_decode cli_lm config console demo errors job pipeline plan w2v_ray
+cli_output -> console errors output
+cli        -> align_config cli_decode cli_lm cli_output config console demo errors job pipeline plan w2v_ray
 """
 ALLOWED = {name: set(targets) for name, _, *targets in map(str.split, ARROWS.strip().splitlines())}
-MAY_IMPORT_RAY = {"pipeline", "plugin", "plugin_align", "plugin_rows"}  # the rest runs and is tested without
+MAY_IMPORT_RAY = {
+    "dataset",
+    "pipeline",
+    "plugin",
+    "plugin_align",
+    "plugin_rows",
+}  # the rest runs and is tested without
 
 
 def imported_names(module: str, source: str) -> Iterator[tuple[int, str]]:
