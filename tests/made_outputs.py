@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
 
 
 def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float = 30.0) -> str:
-    """Silence with these texts after it, and a manifest of how long each is: ``long...`` ones 250 s."""
+    """Silence with these texts after it, and a manifest with the length of each: of ``long...`` 250 s."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for name, content in contents.items():

@@ -176,6 +176,9 @@ def test_help_and_version_are_quick_and_complete() -> None:
         ["status", "--help"],
         ["redecode", "--help"],
         ["run", "--help"],
+        ["audit", "--help"],
+        ["compact", "--help"],
+        ["retry-errors", "--help"],
     ):
         result = command(*arguments)
         assert result.returncode == 0

@@ -59,6 +59,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         max_reject_rate: 0.01
         item_deadline_seconds: 60
         stall_seconds: 900
+        on_change: new
+        partition_by: speaker
         lm: lm.arpa
         alpha: 0.7
         beta: -1
@@ -96,6 +98,8 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         max_reject_rate=0.01,
         item_deadline_seconds=60.0,
         stall_seconds=900.0,
+        on_change="new",
+        partition_by="speaker",
         lm="lm.arpa",
         alpha=0.7,
         beta=-1.0,
@@ -296,6 +300,8 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "keep_log_probs": 8,
         "stores": {"s3": {"profile": "lab"}},
         "allow_http": True,
+        "on_change": "new",
+        "partition_by": "speaker",
         **search,
     }
     assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
@@ -307,7 +313,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
     }
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),
-        *("shard_seconds", "max_segment_seconds", "keep_log_probs"),
+        *("shard_seconds", "max_segment_seconds", "keep_log_probs", "partition_by"),
         *("channel", "on_truncated", "vad", "keep_non_speech"),
         *search,
     }

@@ -35,6 +35,7 @@ __all__ = [
     "AlignConfig",
     "AlignError",
     "AudioLimitError",
+    "Audit",
     "AutoFeatureExtractor",
     "AutoModel",
     "AutoModelForAudioClassification",
@@ -104,7 +105,10 @@ __all__ = [
     "XVectorOutput",
     "__version__",
     "align",
+    "audit",
+    "compact",
     "export",
+    "read_output",
     "redecode",
     "run",
     "transcribe",
@@ -117,6 +121,7 @@ if TYPE_CHECKING:
     from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
     from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
     from w2v_ray.config import JobConfig, RedecodeConfig
+    from w2v_ray.dataset import read_output
     from w2v_ray.decoder_config import DecoderConfig
     from w2v_ray.exports import ExportSummary, export
     from w2v_ray.job import RunSummary
@@ -163,6 +168,7 @@ if TYPE_CHECKING:
     from w2v_ray.models.wav2vec2 import Wav2Vec2Model
     from w2v_ray.models.wav2vec2_bert import Wav2Vec2BertModel
     from w2v_ray.models.xvector import Wav2Vec2BertForXVector, Wav2Vec2ForXVector
+    from w2v_ray.output import Audit, audit, compact
     from w2v_ray.pipeline import redecode, run
     from w2v_ray.plugin import transcribe
     from w2v_ray.plugin_align import align
@@ -180,6 +186,7 @@ else:
     # Hidden from type checkers, which would take a module's __getattr__ to mean that any name exists.
     _MODULE_OF = {
         "AlignConfig": "w2v_ray.align_config",
+        "Audit": "w2v_ray.output",
         "AutoFeatureExtractor": "w2v_ray.processors",
         "AutoModel": "w2v_ray.models.auto",
         "AutoModelForAudioClassification": "w2v_ray.models.auto",
@@ -231,6 +238,9 @@ else:
         "XVectorOutput": "w2v_ray.models.outputs",
         "align": "w2v_ray.plugin_align",
         "export": "w2v_ray.exports",
+        "audit": "w2v_ray.output",
+        "compact": "w2v_ray.output",
+        "read_output": "w2v_ray.dataset",
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_export, cli_lm
+from w2v_ray import __version__, cli_export, cli_lm, cli_output
 from w2v_ray.audio_config import ON_TRUNCATED
 from w2v_ray.cli_decode import (
     add_decoder_arguments,
@@ -22,7 +22,7 @@ from w2v_ray.cli_decode import (
     run_redecode,
     whole_number,
 )
-from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig, RedecodeConfig, load_job
+from w2v_ray.config import ATTN_IMPLEMENTATIONS, ON_CHANGE, JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -34,7 +34,7 @@ from w2v_ray.errors import (
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
-    from w2v_ray.plan import Status
+    from w2v_ray.plan import Plan, Status
 
 __all__ = ["main"]
 
@@ -47,6 +47,7 @@ exit codes:
   1    the job failed; what is published stays, and the same command goes on from there
   2    the arguments, or what they name, cannot be used; nothing was started
   3    done, with a share of rejects above --max-reject-rate, or with nothing but rejects
+  4    `audit` found something wrong, or items that are still pending
   130  interrupted; the same command goes on from there
 """
 _EXAMPLES = """\
@@ -143,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("job", metavar="JOB.yaml", help="the job file")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
+    _add_since_last(run)
 
     status = commands.add_parser(
         "status",
@@ -152,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
     cli_export.add_export(commands, common)
+    cli_output.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
     return parser
 
@@ -176,6 +179,10 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
         "device": ("auto, cpu, cuda or cuda:N", None),
         "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),
         "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
+        "on_change": (
+            "recordings that have changed since they were planned: refuse, or do them anew",
+            ON_CHANGE,
+        ),
     }
     for name, (text, allowed) in choices.items():
         parser.add_argument(
@@ -225,6 +232,12 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="end the job where nothing moves for so long (default: 1800, or more for long shards)",
     )
+    parser.add_argument(
+        "--partition-by",
+        metavar="KEY",
+        help="put the files of the table into folders KEY=VALUE, by a key of the manifest",
+    )
+    _add_since_last(parser)
     counts = {
         "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
         "encoder_threads": "CPU threads of each encoder (default: all cores)",
@@ -232,6 +245,14 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
     add_store_arguments(parser)
+
+
+def _add_since_last(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--since-last",
+        action="store_true",
+        help="do what is new or has changed since the last run, as --on-change new, and say what that is",
+    )
 
 
 def _job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -279,12 +300,37 @@ def _run(args: argparse.Namespace) -> int:
     return _run_job(load_job(args.job, args.overrides), args)
 
 
+def _retry_errors(args: argparse.Namespace) -> int:
+    from w2v_ray import console
+    from w2v_ray.job import prepare_retry, recorded_job
+
+    job = recorded_job(args.output, args.overrides)
+    with console.shown_planning(quiet=args.json):
+        plan = prepare_retry(job, reasons=args.reason, stages=args.stage)
+    if not args.json:
+        print(f"planned {plan.num_new} rejected items again", file=sys.stderr)
+    return _run_planned(job, plan, args)
+
+
 def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     from w2v_ray import console
-    from w2v_ray.job import prepare, summarize
+    from w2v_ray.job import prepare
 
+    since_last = getattr(args, "since_last", False)
+    if since_last:
+        job = dataclasses.replace(job, on_change="new")
     with console.shown_planning(quiet=args.json):
         plan = prepare(job)
+    if since_last and not args.json:
+        num_new = plan.num_new - plan.num_changed
+        print(f"since the last plan: {num_new} items new, {plan.num_changed} changed", file=sys.stderr)
+    return _run_planned(job, plan, args)
+
+
+def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
+    from w2v_ray import console
+    from w2v_ray.job import summarize
+
     if not plan.num_pending:
         summary = summarize(job, plan, [], 0.0)
     else:
@@ -373,10 +419,13 @@ def _status_of(output: str) -> Status:
 
 _COMMANDS = {
     "align": _align,
+    "audit": cli_output.audit,
+    "compact": cli_output.compact,
     "demo": _demo,
     "export": cli_export.main,
     "lm": cli_lm.main,
     "redecode": _redecode,
+    "retry-errors": _retry_errors,
     "run": _run,
     "status": _status,
     "transcribe": _transcribe,

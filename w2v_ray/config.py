@@ -20,8 +20,17 @@ from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kin
 from w2v_ray.errors import ConfigError
 from w2v_ray.store_config import StoreConfig
 
-__all__ = ["ATTN_IMPLEMENTATIONS", "ITEM_DEADLINE_S", "JobConfig", "RedecodeConfig", "load_job"]
+__all__ = [
+    "ATTN_IMPLEMENTATIONS",
+    "ITEM_DEADLINE_S",
+    "ON_CHANGE",
+    "JobConfig",
+    "RedecodeConfig",
+    "load_job",
+    "read_override",
+]
 
+ON_CHANGE = ("refuse", "new")
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 ITEM_DEADLINE_S = 300.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -108,6 +117,11 @@ class JobConfig(DecoderConfig):
     stall_seconds: float | None = None
     """The job ends where nothing moves for so long, in seconds (5 to 864000); null takes 1800, or more where
     ``item_deadline_seconds`` and ``shard_seconds`` ask for it."""
+    on_change: str = "refuse"
+    """What is done with inputs that have changed since they were planned: ``refuse``, or do them ``new``."""
+
+    partition_by: str | None = None
+    """A key of the manifest, by whose value the files of the table are put into folders; null: none."""
 
     def __post_init__(self) -> None:
         super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
@@ -129,6 +143,9 @@ class JobConfig(DecoderConfig):
         object.__setattr__(self, "channel", check_channel(self.channel))
         check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
         check_vad(self.vad, keep_non_speech=self.keep_non_speech)
+        check_choice("on_change", self.on_change, ON_CHANGE)
+        if self.partition_by == "":
+            raise ConfigError("partition_by is '', expected a key of the manifest; name one, or leave it out")
         check_range("shard_seconds", self.shard_seconds, 10, 7200)
         check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)
@@ -165,6 +182,7 @@ class JobConfig(DecoderConfig):
             "max_segment_seconds": self.max_segment_seconds,
             **self.search_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),
+            **({} if self.partition_by is None else {"partition_by": self.partition_by}),
         }
 
 
@@ -229,7 +247,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     settings = _read_mapping(Path(path))
     _check_keys(settings, where=str(path))
     for override in overrides:
-        settings |= _read_override(override)
+        settings |= read_override(override)
     missing = [name for name in _names() if _is_required(name) and name not in settings]
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}; add what is missing, or pass it as key=value")
@@ -265,7 +283,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def _read_override(override: str) -> dict[str, Any]:
+def read_override(override: str) -> dict[str, Any]:
+    """The setting that a text of the form ``key=value`` gives, whose value is YAML.
+
+    Raises:
+        ConfigError: It has no such form, or the key is unknown.
+    """
     where = f"override {override!r}"
     key, equals, text = override.partition("=")
     if not equals:

@@ -19,11 +19,13 @@ from w2v_ray.progress import Progress
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
+    from w2v_ray.output import Audit
     from w2v_ray.plan import Plan, Status
 
 __all__ = [
     "audio_time",
     "progress_line",
+    "show_audit",
     "show_demo",
     "show_plan",
     "show_status",
@@ -32,6 +34,7 @@ __all__ = [
     "shown_progress",
 ]
 
+_FINDINGS_SHOWN = 20
 _PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
 
 
@@ -149,6 +152,39 @@ def show_status(output: str, status: Status) -> None:
         console.print(f"  {count} x {reason}")
     if status.num_shards_pending:
         console.print(f"run the same command again to do what is pending in {output}")
+
+
+def show_audit(found: Audit) -> None:
+    """The balance of an output, and what is wrong with it."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table("", "items", "rows", "audio", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("planned", str(found.num_items), "", "")
+    table.add_row("done", str(found.num_items_ok), str(found.num_rows), audio_time(found.audio_s))
+    rejected = str(found.num_items_rejected), str(found.num_rejects), audio_time(found.rejected_s)
+    table.add_row("rejected", *rejected)
+    table.add_row("pending", str(found.num_items_pending), "", "")
+    console.print(table)
+    notes = {
+        "rejected in part, with rows of the rest": found.num_items_partly,
+        "replaced by a later generation": found.num_items_superseded,
+        "files that count for nothing": found.num_leftovers,
+    }
+    for text, count in notes.items():
+        if count:
+            console.print(f"  {count} {text}")
+    for finding in found.findings[:_FINDINGS_SHOWN]:
+        console.print(f"{finding.kind}: {finding.name} {finding.detail}", soft_wrap=True)
+    if found.num_findings > _FINDINGS_SHOWN:
+        console.print(f"... and {found.num_findings - _FINDINGS_SHOWN} more; --json names a thousand")
+    if found.is_complete:
+        verdict = f"every item has one outcome; {found.num_files} files are as they were written"
+    elif found.is_clean:
+        verdict = "nothing is wrong, but items are pending; run the job again"
+    else:
+        verdict = f"{found.num_findings} things are wrong"
+    console.print(verdict, style="green" if found.is_complete else "yellow" if found.is_clean else "red")
 
 
 def show_demo(output: str) -> None:

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
-from w2v_ray.config import JobConfig, RedecodeConfig
-from w2v_ray.decoding import check_decoder, read_vocabulary, write_vocabulary
+from w2v_ray.config import JobConfig, RedecodeConfig, read_override
+from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
 from w2v_ray.frame_rate import seconds_per_frame
-from w2v_ray.hub import checkpoint_fingerprint
-from w2v_ray.output import remove_leftovers
+from w2v_ray.hub import absolute_model, checkpoint_fingerprint
+from w2v_ray.output import make_retry_plan, remove_leftovers
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
+from w2v_ray.plan.records import read_settings
 from w2v_ray.processors import AutoTokenizer
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["RunSummary", "Vocabulary", "prepare", "prepare_redecode", "summarize", "vocabulary_of"]
+__all__ = [
+    "RunSummary",
+    "Vocabulary",
+    "prepare",
+    "prepare_redecode",
+    "prepare_retry",
+    "recorded_job",
+    "summarize",
+    "vocabulary_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +91,61 @@ def prepare(job: JobConfig) -> Plan:
     Raises:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
+    fields, vocabulary = _checked(job)
+    plan = make_plan(
+        job.inputs,
+        job.output,
+        shard_seconds=job.shard_seconds,
+        job=fields,
+        cut_long=_cuts_long(job),
+        on_change=job.on_change,
+        audio_column=job.audio_column,
+        settings=_settings(job),
+    )
+    if job.keep_log_probs is not None:
+        frame_s = vocabulary.seconds_per_frame
+        write_vocabulary(job.output, vocabulary.tokenizer, seconds_per_frame=frame_s)
+    return plan
+
+
+def recorded_job(output: str, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job that made an output, as the output records it; its ``inputs`` are the output itself.
+
+    Args:
+        output: Folder or URL.
+        overrides: ``key=value`` texts that replace settings.
+
+    Raises:
+        OutputError: The output belongs to no job, or keeps no settings.
+        ConfigError: A setting is unknown or out of bounds.
+    """
+    settings = read_settings(stores.canonical(output)) | {"inputs": [output], "output": output}
+    for override in overrides:
+        settings |= read_override(override)
+    return AlignConfig(**settings) if "text_key" in settings else JobConfig(**settings)
+
+
+def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequence[str] = ()) -> Plan:
+    """Plans what of a job's output is rejected again; else as `prepare`.
+
+    Args:
+        job: Of `recorded_job`.
+        reasons: Classes of errors; empty: all.
+        stages: Stages that failed; empty: all.
+    """
+    fields, _ = _checked(job)
+    return make_retry_plan(
+        job.output,
+        job=fields,
+        reasons=reasons,
+        stages=stages,
+        shard_seconds=job.shard_seconds,
+        cut_long=_cuts_long(job),
+    )
+
+
+def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary]:
+    """The settings that decide what the rows are, and the vocabulary, once all that is named is there."""
     stores.use(job.store_config)
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
@@ -89,18 +155,18 @@ def prepare(job: JobConfig) -> Plan:
     # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
     content = check_decoder(job.decoder(), vocabulary.tokenizer, model=job.model, revision=job.revision)
     content |= {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
-    plan = make_plan(
-        job.inputs,
-        job.output,
-        shard_seconds=job.shard_seconds,
-        job=job.fingerprint_fields() | content,
-        cut_long=not isinstance(job, AlignConfig),  # a text belongs to the whole of its recording
-        audio_column=job.audio_column,
-    )
-    if job.keep_log_probs is not None:
-        frame_s = vocabulary.seconds_per_frame
-        write_vocabulary(job.output, vocabulary.tokenizer, seconds_per_frame=frame_s)
-    return plan
+    return job.fingerprint_fields() | content, vocabulary
+
+
+def _cuts_long(job: JobConfig) -> bool:
+    return not isinstance(job, AlignConfig)  # a text belongs to the whole of its recording
+
+
+def _settings(job: JobConfig) -> dict[str, Any]:
+    """All settings but where the inputs and the output are, with places that other folders find as well."""
+    files = reachable(job.decoder())
+    places = {"model": absolute_model(job.model), "lm": files.lm, "unigrams": files.unigrams}
+    return {name: value for name, value in asdict(job).items() if name not in ("inputs", "output")} | places
 
 
 def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:

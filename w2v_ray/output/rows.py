@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,10 @@ from w2v_ray.errors import OutputError
 from w2v_ray.parts import Footer, list_parts, read_footer, read_rejects, read_shards
 from w2v_ray.plan.generations import current_items
 from w2v_ray.plan.records import read_job, read_plans, table_of
+from w2v_ray.plan.shards import shard_bounds
 from w2v_ray.schema import REJECT, TABLES
 
-__all__ = ["GENERATIONS", "current_rows", "row_schema"]
+__all__ = ["GENERATIONS", "Unit", "current_rows", "reading_units", "row_schema"]
 
 GENERATIONS = ("newest", "all")
 
@@ -41,19 +43,9 @@ def current_rows(output: str, table: str | None = None, *, generation: str = "ne
     Raises:
         OutputError: It is no output, has no such table, or a file cannot be read.
     """
-    if generation not in GENERATIONS:
-        raise OutputError(f"generation is {generation!r}, expected newest or all; choose one")
-    output = stores.canonical(output)
-    name = _checked_table(output, table)
-    reader = _Reader(output, name)
-    planned, _ = read_plans(output, _NEEDED)
-    if generation == "newest":
-        is_current = current_items(planned, reader.published)
-    else:
-        is_published = pc.is_in(
-            planned.column("shard_id"), value_set=pa.array(list(reader.published), pa.string())
-        )
-        is_current = is_published.combine_chunks()
+    output, name = stores.canonical(output), _checked_table(stores.canonical(output), table)
+    planned, files, is_current = _selected(output, generation)
+    reader = _Reader(output, name, files)
     ranks = planned.column("recording_id").combine_chunks().dictionary_encode()
     rows = pc.indices_nonzero(is_current)
     order = rows.take(pc.sort_indices(ranks.indices.take(rows)))  # stable: by recording, then as planned
@@ -78,6 +70,62 @@ def current_rows(output: str, table: str | None = None, *, generation: str = "ne
         order_of_rows = pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names])
         if found.num_rows:
             yield found.take(order_of_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Some shards of an output, to be read by one worker."""
+
+    output: str
+    table: str
+    files: Mapping[str, str]
+    """By shard, the file that holds its rows."""
+    items: Mapping[str, tuple[int, ...] | None]
+    """By shard, the items that count; None: all."""
+
+    def read(self) -> pa.Table:
+        """The rows that count."""
+        reader = _Reader(self.output, self.table, self.files)
+        parts = [reader.schema.empty_table()]
+        for shard_id, found in reader.read(list(self.files)):
+            items = self.items[shard_id]
+            if items is not None:
+                found = found.filter(
+                    pc.is_in(found.column("item_index"), value_set=pa.array(items, pa.int32()))
+                )
+            parts.append(found)
+        return pa.concat_tables(parts)
+
+
+def reading_units(output: str, table: str | None = None, *, generation: str = "newest") -> list[Unit]:
+    """The rows that `current_rows` yields, as parts that can be read apart, in the order of the plan."""
+    output, name = stores.canonical(output), _checked_table(stores.canonical(output), table)
+    planned, files, is_current = _selected(output, generation)
+    mask = is_current.to_numpy(zero_copy_only=False)
+    indices = planned.column("item_index").to_numpy()
+    kept: dict[str, tuple[int, ...] | None] = {}
+    for shard_id, begin, size in shard_bounds(planned):
+        found = mask[begin : begin + size]
+        if found.any():
+            kept[shard_id] = None if found.all() else tuple(indices[begin : begin + size][found].tolist())
+    units: list[Unit] = []
+    shards = list(kept)
+    for begin in range(0, len(shards), _SHARDS_AT_ONCE):
+        some = shards[begin : begin + _SHARDS_AT_ONCE]
+        units.append(Unit(output, name, {s: files[s] for s in some}, {s: kept[s] for s in some}))
+    return units
+
+
+def _selected(output: str, generation: str) -> tuple[pa.Table, Mapping[str, str], pa.BooleanArray]:
+    """What is planned, the files of what is published, and of each item whether its rows count."""
+    if generation not in GENERATIONS:
+        raise OutputError(f"generation is {generation!r}, expected newest or all; choose one")
+    files = list_parts(output, table_of(read_job(output)[1])).files
+    planned, _ = read_plans(output, _NEEDED)
+    if generation == "newest":
+        return planned, files, current_items(planned, files)
+    published = pa.array(list(files), pa.string())
+    return planned, files, pc.is_in(planned.column("shard_id"), value_set=published).combine_chunks()
 
 
 def row_schema(output: str, table: str | None = None) -> pa.Schema:
@@ -109,14 +157,12 @@ def _batches(ranks: np.ndarray, shards: np.ndarray) -> Iterator[tuple[int, int]]
 class _Reader:
     """Reads published shards, several at once, and keeps the last ones."""
 
-    def __init__(self, output: str, table: str) -> None:
-        self._output, self._table = output, table
-        self._main = table_of(read_job(output)[1])
-        self._files = list_parts(output, self._main).files
+    def __init__(self, output: str, table: str, files: Mapping[str, str]) -> None:
+        self._output, self._table, self._files = output, table, files
+        self._main = table_of(read_job(output)[1]) if table == "rejects" else table
         self._footers: dict[str, Footer] = {}
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
         self.schema = REJECT if table == "rejects" else TABLES[table]
-        self.published = set(self._files)
 
     def read(self, shard_ids: list[str]) -> Iterator[tuple[str, pa.Table]]:
         by_file: dict[str, list[str]] = {}
