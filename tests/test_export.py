@@ -513,7 +513,7 @@ def test_a_damaged_part_stops_the_export(tmp_path: Path) -> None:
     output = made_output(tmp_path / "out", SHARDS)
     (part,) = (tmp_path / "out" / "transcripts").glob("*2.parquet")
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(OutputError, match=f"{part.name}.*restore it"):
+    with pytest.raises(OutputError, match=f"{part.name}.*run again"):
         export(output, format="ctm", output=str(tmp_path / "to"))
     assert not (tmp_path / "to" / "words.ctm").exists()
 
