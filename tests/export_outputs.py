@@ -57,26 +57,27 @@ def made_output(
     *,
     table: str = "transcripts",
     unpublished: Sequence[int] = (),
+    number: int = 1,
 ) -> str:
-    """Plans shards of items, publishes all but some, and returns the output.
+    """Plans shards of items, in their order, publishes all but some, and returns the output.
 
-    The plan holds the shards in their order.
+    Another plan of the same output has another number.
     """
     job: dict[str, records.Json] = {"model": "m"} | ({} if table == "transcripts" else {"table": table})
     fingerprint = records.claim_output(str(output), job)
-    names = [f"{number:020x}" for number in range(len(shards))]
+    names = [f"{number - 1:010x}{place:010x}" for place in range(len(shards))]
     planned = [
         entry | {"shard_id": name, "item_index": index, "fingerprint": f"{name}-{index}"}
         for name, items in zip(names, shards, strict=True)
         for index, entry in enumerate(items)
     ]
-    assert records.publish_plan(str(output), pa.Table.from_pylist(planned, ITEM), 1)
+    assert records.publish_plan(str(output), pa.Table.from_pylist(planned, ITEM), number)
     columns = TRANSCRIPT if table == "transcripts" else ALIGNMENT
     needed = [pa.field("segment_id", pa.string()), pa.field("segment_index", pa.int32())]
     fields = {field.name: field for field in [*ITEM, *needed, *columns, pa.field("error", ERROR)]}
     write = WriteParquet(WriteParquetConfig(output=str(output), job_fingerprint=fingerprint, table=table))
-    for number, name in enumerate(names):
-        if number in unpublished:
+    for place, name in enumerate(names):
+        if place in unpublished:
             continue
         rows = [
             entry

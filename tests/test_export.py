@@ -18,7 +18,8 @@ from tests.export_outputs import Row, failed, item, made_output, metadata, segme
 from w2v_ray import ConfigError, InputError, MissingExtraError, OutputError, cli, export, stores
 from w2v_ray.exports import FORMATS, ExportSummary, _files, recording_id_of
 from w2v_ray.exports.captions import CaptionSettings
-from w2v_ray.exports.recordings import Recording, Segment, Word
+from w2v_ray.exports.recordings import Recording, Segment, Word, read_recordings
+from w2v_ray.exports.rows import read_planned
 from w2v_ray.progress import Progress
 
 LONG, UNICODE, BROKEN = "/archive/a/long.wav", "/archive/b/Über straße.wav", "/archive/b/broken.mp3"
@@ -347,6 +348,17 @@ def test_rejects_of_a_shard_that_is_not_done_are_none_yet(tmp_path: Path) -> Non
     assert (summary.num_recordings_rejected, summary.num_recordings_pending) == (0, 1)
 
 
+def test_what_is_planned_meanwhile_comes_with_the_next_export(tmp_path: Path) -> None:
+    output = made_output(
+        tmp_path / "out", [[item("a", [segment("one", 0, 5)])], [item("b", [failed(None, None)])]]
+    )
+    planned = read_planned(output)
+    made_output(output, [[item("c", [segment("new", 0, 5)]), item("d", [failed(None, None)])]], number=2)
+    found = list(read_recordings(planned, None, min_confidence=None))
+    assert [recording.recording_id for recording in found] == ["a", "b"]
+    assert export(output, format="txt", output=str(tmp_path / "to")).num_recordings == 2
+
+
 def test_recordings_far_apart_in_the_plan_are_joined(tmp_path: Path) -> None:
     """More shards than are held at once, each with a piece of the first recording."""
     shards = [
@@ -513,7 +525,7 @@ def test_a_damaged_part_stops_the_export(tmp_path: Path) -> None:
     output = made_output(tmp_path / "out", SHARDS)
     (part,) = (tmp_path / "out" / "transcripts").glob("*2.parquet")
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(OutputError, match=f"{part.name}.*restore it"):
+    with pytest.raises(OutputError, match=f"{part.name}.*run again"):
         export(output, format="ctm", output=str(tmp_path / "to"))
     assert not (tmp_path / "to" / "words.ctm").exists()
 
@@ -569,15 +581,13 @@ def test_the_help_is_complete_and_narrow_enough(
 
 def test_the_real_command_exports_the_demo(demo_run: tuple[Path, list[Progress]], tmp_path: Path) -> None:
     script = (
-        "import sys; from w2v_ray.cli import main; code = main(sys.argv[1:]); "
-        "print(code, 'torch' in sys.modules, 'ray' in sys.modules)"
+        "import sys; from w2v_ray.cli import main; source, to = sys.argv[1:]; "
+        "print([main(['export', source, '--format', name, '--output', f'{to}/{name}']) "
+        "for name in ('srt', 'ctm', 'hf')], {'torch', 'ray'} & sys.modules.keys())"
     )
-    for format in ("srt", "ctm", "hf"):
-        arguments = ["export", str(demo_run[0]), "--format", format, "--output", str(tmp_path / format)]
-        result = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
-        )
-        assert result.stdout.splitlines()[-1] == "0 False False", result.stdout + result.stderr
+    arguments = [sys.executable, "-c", script, str(demo_run[0]), str(tmp_path)]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[0, 0, 0] set()", result.stdout + result.stderr
     table = pq.read_table(demo_run[0] / "transcripts").to_pylist()
     words = {
         (row["recording_id"], round(word["start_s"] * 1000), word["word"])

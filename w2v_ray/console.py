@@ -220,6 +220,10 @@ def show_demo(output: str) -> None:
     console.print(
         f"  python -c \"import pandas; print(pandas.read_parquet('{output}/transcripts'))\"\n", soft_wrap=True
     )
+    console.print("or have them as captions, one of ten formats that it writes:\n")
+    console.print(
+        f"  w2v-ray export {output} --format srt --output {output.rstrip('/')}-captions\n", soft_wrap=True
+    )
     console.print("now on your own files, with a checkpoint of general English from the Hugging Face hub:\n")
     console.print(
         "  w2v-ray transcribe YOUR_FOLDER --output out --model facebook/wav2vec2-base-960h\n", soft_wrap=True

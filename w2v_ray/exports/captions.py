@@ -6,6 +6,7 @@ they are few and evenly filled.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,11 @@ _CLAUSE_ENDS = (",", ";", ":", "，", "、", "；", "،")  # noqa: RUF001
 
 # Of these some end a line, or a file for who reads it.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
-_MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+# SubRip has no escapes: players take <...> and {...} for markup, and show entities as they stand. A character
+# without width after what would begin such makes them show the text as it is.
+_MARKUP_OF_SRT = re.compile(r"<|\{|--(?=>)")
+_WORD_JOINER = "\u2060"
+_MARKUP_OF_VTT = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +99,21 @@ def make_cues(words: Sequence[Word], settings: CaptionSettings) -> list[Cue]:
 
 
 def srt(recording: Recording, settings: CaptionSettings) -> str:
-    """A file in SubRip's format. Its text is escaped as HTML, which players take it for."""
-    cues = make_cues(_words(recording), settings)
-    return "\n".join(
-        f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n{_text(cue)}\n"
-        for number, cue in enumerate(cues, 1)
-    )
+    """A file in SubRip's format."""
+    blocks = []
+    for number, cue in enumerate(make_cues(_words(recording), settings), 1):
+        text = _MARKUP_OF_SRT.sub(lambda match: match[0] + _WORD_JOINER, _text(cue))
+        blocks.append(f"{number}\n{_clock(cue.start_ms, ',')} --> {_clock(cue.end_ms, ',')}\n{text}\n")
+    return "\n".join(blocks)
 
 
 def vtt(recording: Recording, settings: CaptionSettings) -> str:
     """A WebVTT file."""
-    show = _stamped_text if settings.words else _text
-    cues = make_cues(_words(recording), settings)
-    parts = [f"{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{show(cue)}\n" for cue in cues]
-    return "\n".join(["WEBVTT\n", *parts])
+    blocks = ["WEBVTT\n"]
+    for cue in make_cues(_words(recording), settings):
+        text = _stamped_text(cue) if settings.words else _text(cue).translate(_MARKUP_OF_VTT)
+        blocks.append(f"{_clock(cue.start_ms, '.')} --> {_clock(cue.end_ms, '.')}\n{text}\n")
+    return "\n".join(blocks)
 
 
 class _Layout:
@@ -231,11 +237,11 @@ def _text(cue: Cue) -> str:
     return "\n".join(
         "".join(" " * (piece.space and number > 0) + piece.text for number, piece in enumerate(line))
         for line in cue.lines
-    ).translate(_MARKUP)
+    )
 
 
 def _stamped_text(cue: Cue) -> str:
-    """The text with the start of each word that begins after the one before it and before the cue ends."""
+    """The text for WebVTT, with the start of each word that begins later than the one before it."""
     last_ms = cue.start_ms
     lines = []
     for line in cue.lines:
@@ -245,6 +251,6 @@ def _stamped_text(cue: Cue) -> str:
             if last_ms < piece.start_ms < cue.end_ms:
                 last_ms = piece.start_ms
                 shown += f"<{_clock(last_ms, '.')}>"
-            shown += piece.text.translate(_MARKUP)
+            shown += piece.text.translate(_MARKUP_OF_VTT)
         lines.append(shown)
     return "\n".join(lines)

@@ -51,13 +51,19 @@ def read_planned(output: str) -> Planned:
     if (reason := stores.refusal(output)) is not None:
         raise OutputError(f"output {output!r} {reason}")
     output = stores.canonical(output)
-    table = table_of(read_job(output)[1])
-    items, _ = read_plans(output, ["shard_id", "recording_id", "byte_offset"])
+    try:
+        table = table_of(read_job(output)[1])
+        items, _ = read_plans(output, ["shard_id", "recording_id", "byte_offset"])
+        published = pa.array(published_shards(output, table), pa.string())
+    except OutputError:
+        raise
+    except Exception as error:  # each store has its own errors
+        message = f"output {output!r} cannot be listed ({stores.explain(error)}); check name and permissions"
+        raise OutputError(message) from error
     if not items.num_rows:
         raise OutputError(f"output {output!r} holds no plan; name the output of a job that has started")
     recordings = items.column("recording_id").combine_chunks()
     is_member = pc.is_valid(items.column("byte_offset").combine_chunks())
-    published = pa.array(published_shards(output, table), pa.string())
     is_pending = pc.invert(pc.is_in(items.column("shard_id").combine_chunks(), value_set=published))
     return Planned(
         output=output,
