@@ -16,9 +16,12 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from w2v_ray import stores
-from w2v_ray.inputs import Entry, list_inputs
+from w2v_ray.containers import StreamDamage
+from w2v_ray.inputs import Entry, list_inputs, tars
 from w2v_ray.plan import make_plan
 from w2v_ray.schema import DAMAGE_KEY
 from w2v_ray.stages.read_audio import ReadAudio
@@ -66,6 +69,34 @@ def header_at(number: int) -> int:
 
 
 SIXTH = header_at(6)
+
+
+@given(st.data())
+def test_headers_mean_what_they_mean_to_tarfile(data: st.DataObject) -> None:
+    header = tarfile.TarInfo(data.draw(st.sampled_from(["a.wav", "d/" * 70 + "x.wav", "é" * 20, "folder/"])))
+    header.size = data.draw(st.sampled_from([0, 5, 1 << 33, 1 << 62]))
+    header.type = data.draw(st.sampled_from([tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.SYMTYPE]))
+    format = tarfile.USTAR_FORMAT if header.size < 1 << 33 else tarfile.GNU_FORMAT
+    block = bytearray(header.tobuf(format, "utf-8")[-512:])
+    changed = [*range(100), *range(124, 136), 148, 150, 154, 156, *range(345, 500)]
+    for place in data.draw(st.lists(st.sampled_from(changed), max_size=3)):
+        block[place] = data.draw(st.sampled_from([0, 32, 47, 48, 55, 57, 128, 200, 255]))
+    if data.draw(st.booleans()):
+        rest = block[:148] + block[156:]
+        block[148:156] = b"%06o\0 " % (
+            256 + sum(rest) - data.draw(st.sampled_from([0, 256])) * sum(b > 127 for b in rest)
+        )
+    try:
+        expected = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+        found = (expected.name, expected.size, expected.type)
+    except tarfile.HeaderError:
+        found = ("", -1, b"")
+    if found[1] < 0 or found[2] == tarfile.GNUTYPE_SPARSE:
+        with pytest.raises(StreamDamage):
+            tars._header(bytes(block), 0)
+    else:
+        ours = tars._header(bytes(block), 0)
+        assert (ours.name.rstrip("/"), ours.size, ours.type) == (found[0].rstrip("/"), *found[1:])
 
 
 @pytest.mark.parametrize("name", KINDS)

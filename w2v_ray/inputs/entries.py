@@ -22,6 +22,8 @@ AUDIO_EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 # The percent sign itself, controls, what UTF-8 cannot hold, a leading slash, and the folder above.
 _UNSAFE = re.compile(r"%|[\x00-\x1f\x7f\ud800-\udfff]|^/|(?<![^/])\.\.(?![^/])")
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # made once: it is called for every entry
+
 
 class Entry(NamedTuple):
     """One recording, or a time range of one."""
@@ -67,7 +69,7 @@ def metadata_json(values: Mapping[str, object]) -> str | None:
     """The values as a JSON object that can be encoded as UTF-8; None where there are none."""
     if not values:
         return None
-    text = json.dumps(values, ensure_ascii=False)
+    text = _encode(values)
     return text if encodable(text) is text else json.dumps(values)
 
 

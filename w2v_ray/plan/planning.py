@@ -26,13 +26,13 @@ from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
+from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
 from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
 _CHUNK = 16_384
-_FINGERPRINT_CHARACTERS = 24
 _TYPES = {name: ITEM.field(name).type for name in Entry._fields if name in ITEM.names}
 _LISTED = pa.schema(_TYPES | {"duration_s": pa.float64(), "fingerprint": pa.string()})
 
@@ -133,8 +133,10 @@ def make_plan(
     records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
-    listed = _listed(inputs, skipped, _containers(planned), audio_column)
+    known = Known(planned.filter(newest_items(planned)))
+    listed = _listed(inputs, skipped, _containers(planned), audio_column, known)
     kept = _first_of_each(listed)
+    known.check_names(kept)
     crash_point("plan.ready")
     while True:
         new = _unplanned(kept, planned, output, on_change)
@@ -153,7 +155,7 @@ def make_plan(
         pa.concat_tables([planned, items]),
         num_new=items.num_rows,
         num_changed=pc.sum(pc.greater(items.column("generation"), 1)).as_py() or 0,
-        num_duplicates=listed.num_rows - kept.num_rows,
+        num_duplicates=known.num_again + listed.num_rows - kept.num_rows,
         skipped=skipped,
     )
 
@@ -248,11 +250,15 @@ def _listed(
     skipped: Counter[str],
     planned: Collection[tuple[str, str | None, str | None]],
     audio_column: str | None,
+    known: Known,
 ) -> pa.Table:
+    """The entries that are not planned as they are."""
     entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
-        batches += _table(chunk).to_batches()
+        fresh = known.unplanned(_table(chunk))
+        if fresh.num_rows:  # a copy takes the room it needs, where the array has grown to more
+            batches += fresh.take(pa.array(np.arange(fresh.num_rows))).to_batches()
     return pa.Table.from_batches(batches, _LISTED)
 
 
@@ -265,7 +271,7 @@ def _table(entries: Sequence[Entry]) -> pa.Table:
 def _fingerprint(entry: Entry) -> str:
     """A hash of all that says which bytes of which version the recording is, and what it is called."""
     text = "\x1f".join(map(str, entry[: Entry._fields.index("duration_s")]))
-    return hashlib.sha256(text.encode()).hexdigest()[:_FINGERPRINT_CHARACTERS]
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
 def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
@@ -284,9 +290,10 @@ def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
 
 def _first_of_each(listed: pa.Table) -> pa.Table:
     """Drops recordings that are named again."""
-    num_ids = pc.count_distinct(listed.column("recording_id")).as_py()
-    if num_ids == listed.num_rows:
+    hashes = [np.array(list(map(hash, texts))) for texts in text_slices(listed.column("recording_id"))]
+    if not hashes or len(np.unique(np.concatenate(hashes))) == listed.num_rows:
         return listed
+    num_ids = pc.count_distinct(listed.column("recording_id")).as_py()
     numbered = listed.select(["recording_id", "fingerprint"])
     numbered = numbered.append_column("position", pa.array(np.arange(listed.num_rows)))
     firsts = numbered.group_by(["recording_id", "fingerprint"]).aggregate([("position", "min")])
@@ -306,10 +313,10 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
 
 def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str) -> pa.Table:
     """The entries that no plan holds as they are, with the generation that each is to be."""
-    if not planned.num_rows:
+    if not planned.num_rows or not listed.num_rows:
         return _with_generation(listed, [1] * listed.num_rows)
     newest = planned.filter(newest_items(planned))
-    known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, _FINGERPRINT_CHARACTERS)
+    known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
     ids = planned.column("recording_id").combine_chunks()
     is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
