@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from w2v_ray import stores
+from w2v_ray.cli import main
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.errors import ConfigError
 from w2v_ray.store_config import StoreConfig, StoreLimits
@@ -104,3 +106,31 @@ def test_an_s3_client_is_made_with_the_options_and_one_layer_of_retries(
     assert store.config_kwargs["s3"] == {"addressing_style": "path"}
     assert store.config_kwargs["retries"] == {"total_max_attempts": 1, "mode": "standard"}
     assert store is requests.filesystem("s3")
+
+
+def test_the_command_names_the_switch_and_repeats_no_secret(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = [
+        "transcribe",
+        "http://host/a.wav",
+        "--output",
+        str(tmp_path / "out"),
+        "--model",
+        str(tiny_checkpoint),
+    ]
+    for options, complaint in [
+        ([], "read only with --allow-http"),
+        (["--allow-http", "--stores", "{http: {attempts: 0}}"], "stores.http.attempts is 0"),
+        (["--stores", "{s3: {secret: canary}}"], "stores.s3.secret looks like a secret"),
+        (["--stores", "{s3: {endpoint_url: 'http://user:canary@host'}}"], "a URL with a user in it"),
+    ]:
+        assert main([*job, *options]) == 2
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert "canary" not in said
+    with pytest.raises(SystemExit, match="2"):
+        main([*job, "--stores", "canary"])
+    said = capsys.readouterr().err
+    assert "it is no mapping; write '{s3: {endpoint_url: https://HOST}}'" in said
+    assert "canary" not in said

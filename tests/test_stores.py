@@ -49,6 +49,8 @@ def test_places_that_are_refused_say_why(uri: str, complaint: str) -> None:
 def test_a_store_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert stores.refusal("gs://bucket/x") == "needs the package gcsfs; pip install gcsfs"
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    assert stores.refusal("az://bucket/x") == "needs the package adlfs; pip install adlfs"
     with pytest.raises(OutputError, match="'gs://bucket/x' needs the package gcsfs; pip install gcsfs"):
         stores.check_writable("gs://bucket/x")
 

@@ -10,7 +10,6 @@ from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.stores.listing import exists
 from w2v_ray.stores.places import is_read_only, join, refusal, split
-from w2v_ray.stores.ranges import read_bytes
 from w2v_ray.stores.requests import call, explain
 from w2v_ray.stores.unfinished import unfinished_name
 
@@ -27,8 +26,7 @@ def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool 
         exclusive: Never replace a file: of several writers exactly one succeeds.
 
     Returns:
-        Whether it was written; False only if ``exclusive`` and the file exists. In a store, a file that holds
-        ``data`` already counts as written.
+        Whether it was written; False only if ``exclusive`` and the file exists.
 
     Raises:
         OutputError: The store refuses.
@@ -99,17 +97,26 @@ def _created(protocol: str, target: str, data: bytes) -> bool:
     """Whether the store has made a file that was not there; FileExistsError where it was."""
     if protocol not in ("s3", "gs"):
         return False
+    writer = f"{random.getrandbits(128):032x}"
+    options = {"Metadata": {"writer": writer}} if protocol == "s3" else {}
     try:
-        call(protocol, "pipe_file", target, data, mode="create")
+        call(protocol, "pipe_file", target, data, mode="create", **options)
     except FileExistsError:
         # Where an answer is lost on its way, clients ask again: then it is our own file that is there.
-        if read_bytes(f"{protocol}://{target}") != data:
+        if protocol != "s3" or _writer(target) != writer:
             raise
     except OSError as error:
         if error.errno == errno.ENOSYS:  # some servers of the S3 protocol do not know conditions
             return False
         raise
     return True
+
+
+def _writer(target: str) -> str | None:
+    bucket, _, key = target.partition("/")
+    found = call("s3", "call_s3", "head_object", Bucket=bucket, Key=key)
+    writer: str | None = found.get("Metadata", {}).get("writer")
+    return writer
 
 
 def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None:
