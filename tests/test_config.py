@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
