@@ -76,8 +76,8 @@ def test_the_operations_page_names_every_setting_with_its_default() -> None:
     job = JobConfig(inputs=("a",), output="b", model="c")
     defaults = {name: getattr(job, name) for name in JobConfig.__dataclass_fields__}
     defaults |= dict.fromkeys(["inputs", "output", "model"], "required")
-    written = {None: "null", (): "[]", False: "false"}  # as in a job file
-    assert rows == {name: written.get(value, f"{value}") for name, value in defaults.items()}
+    written = {"None": "null", "()": "[]", "False": "false", "True": "true"}  # as in a job file
+    assert rows == {name: written.get(str(value), str(value)) for name, value in defaults.items()}
 
 
 def test_the_readme_tree_names_what_exists() -> None:

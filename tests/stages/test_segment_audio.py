@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,15 +204,15 @@ VAD = f"{__name__}:spans_from_name"
 
 
 def test_a_detector_says_where_to_cut() -> None:
-    samples = marked((4, True), (0.3, False), (3, True), (2, False), (2.5, True))
+    samples = marked((4, True), (0.3, False), (3, True), (2, False), (4, True))
     rows = run(table(item_of(samples)), vad=VAD, max_segment_seconds=10)
-    assert [row["end_s"] for row in rows] == [pytest.approx(8.3, abs=0.02), 11.8]
+    assert [row["end_s"] for row in rows] == [pytest.approx(8.3, abs=0.02), 13.3]
     assert b"".join(row["samples"] for row in rows) == samples.tobytes()
     assert [row["speech_ratio"] for row in rows] == [
         pytest.approx(7 / 8.3, abs=0.01),
-        pytest.approx(2.5 / 3.5, abs=0.01),
+        pytest.approx(4 / 5, abs=0.01),
     ]
-    (whole,) = run(table(item_of(samples)), vad=VAD, max_segment_seconds=12)
+    (whole,) = run(table(item_of(samples)), vad=VAD, max_segment_seconds=14)
     assert whole["samples"] == samples.tobytes()
 
 
@@ -298,3 +300,15 @@ def test_a_detector_that_fails_costs_its_item() -> None:
 def test_a_detector_that_is_not_there_is_no_error_of_an_item(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         SegmentAudio(SegmentAudioConfig(vad=name))(table(item(RATE)))
+
+
+def test_the_detector_of_the_page_on_audio_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "audio.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"(?ms)^```python\n# energy_vad.py\n(.*?)^```", page)
+    (tmp_path / "energy_vad.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    samples = sound((3, 0.001), (2, 0.5), (4, 0.001))
+    made = table(item(len(samples) // 4) | {"samples": samples})
+    (row,) = run(made, vad="energy_vad:find_speech", keep_non_speech=False)
+    assert (row["start_s"], row["end_s"]) == (pytest.approx(2.8, abs=0.03), pytest.approx(5.2, abs=0.03))
+    assert row["speech_ratio"] == pytest.approx(2 / 2.4, abs=0.03)

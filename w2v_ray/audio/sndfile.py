@@ -156,7 +156,7 @@ class _Decoder:
 
 
 def _words(error: soundfile.LibsndfileError) -> str:
-    return str(error.error_string).removeprefix("Error : ").rstrip(". ")
+    return str(error.error_string).removeprefix("Error : ").rstrip(". ").replace(". ", ": ")
 
 
 def _is_mpeg(source: GuardedFile) -> bool:
