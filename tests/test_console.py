@@ -51,6 +51,8 @@ def test_audio_is_told_in_the_unit_that_fits(seconds: float, said: str) -> None:
 def test_a_line_of_progress_says_hours_rate_time_left_and_rejects() -> None:
     line = console.progress_line(progress())
     assert line == "3.00 h of 10.00 h of audio, 72.0 x real time, 5:50 left, 9/30 shards, 2 rejects"
+    one = console.progress_line(progress(num_shards=1, num_shards_done=1, num_rejects=1))
+    assert one.endswith("1/1 shard, 1 reject")
     first = console.progress_line(progress(done_s=0.0, before_s=0.0, num_rejects=0, num_shards_done=0))
     assert first == "0 s of 10.00 h of audio, 0/30 shards"
 
@@ -59,6 +61,14 @@ def test_earlier_runs_count_as_done_but_not_as_speed() -> None:
     assert progress().rate == 72.0
     assert progress().left_s == pytest.approx((36_000 - 3_600 - 7_200) / 72)
     assert progress(done_s=0.0).left_s is None
+
+
+def test_the_time_left_is_told_when_it_means_something() -> None:
+    # Workers took 60 s to start, and 40 s of work did 7,000 s of audio.
+    known = progress(first_elapsed_s=60.0, first_done_s=200.0)
+    assert known.left_s == pytest.approx((36_000 - 3_600 - 7_200) * 40 / 7_000)
+    assert progress(first_elapsed_s=90.0, first_done_s=200.0).left_s is None
+    assert "left" not in console.progress_line(progress(first_elapsed_s=90.0, first_done_s=200.0))
 
 
 def test_the_meter_adds_up() -> None:

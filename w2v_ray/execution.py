@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
@@ -90,6 +92,10 @@ class Run:
                 self._summaries.extend(cast(pa.Table, batch).to_pylist())
         except Exception as error:
             ours = self._stalled or _ours(error)
+            # Workers end when nothing refers to them: an error that somebody keeps must not, with their GPUs.
+            traceback.clear_frames(error.__traceback__)
+            del ds
+            gc.collect()
             if ours is None:
                 raise
             raise ours from error

@@ -235,8 +235,7 @@ def run_plan(
             shards_ahead = _SHARDS_AHEAD * pools.num_encoders
             store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
             with data_settings(store_bytes):
-                ds = build(job, plan, pools, meter=run.meter, attempts=run.attempts)
-                summaries = run.gather(ds)
+                summaries = run.gather(build(job, plan, pools, meter=run.meter, attempts=run.attempts))
     return summarize(job, plan, summaries, time.monotonic() - began)
 
 
@@ -271,8 +270,7 @@ def run_redecode_plan(
             pools = Pools.for_redecode(job, cpus=cpus)
             run = Run(plan, stall_s=_LEAST_STALL_S, on_progress=on_progress)
             with data_settings(_REDECODE_STORE_BYTES):
-                ds = build_redecode(job, plan, vocabulary, pools, attempts=run.attempts)
-                summaries = run.gather(ds)
+                summaries = run.gather(build_redecode(job, plan, vocabulary, pools, attempts=run.attempts))
     return summarize(job, plan, summaries, time.monotonic() - began)
 
 
