@@ -54,7 +54,7 @@ plugin_rows -> errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
-exports    -> errors output plan schema stores
+exports    -> errors output parts plan schema stores
 console    -> demo job metrics output plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline

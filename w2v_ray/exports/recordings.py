@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from w2v_ray.exports.rows import Planned, read_rows
+from w2v_ray.exports.rows import Planned
+from w2v_ray.output import current_rows
 
 __all__ = ["Recording", "Segment", "Word", "read_recordings"]
 
@@ -81,8 +82,10 @@ def read_recordings(
     Raises:
         OutputError: A file of the output cannot be read.
     """
-    rows = _by_recording(read_rows(planned, planned.table, recording_ids), _segments)
-    rejects = _by_recording(read_rows(planned, "rejects", recording_ids), pa.Table.to_pylist)
+    rows = _by_recording(current_rows(planned.output, planned.table, recordings=recording_ids), _segments)
+    rejects = _by_recording(
+        current_rows(planned.output, "rejects", recordings=recording_ids), pa.Table.to_pylist
+    )
     row, reject = next(rows, None), next(rejects, None)
     wanted = None if recording_ids is None else set(recording_ids)
     for recording_id in planned.recording_ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,7 +29,13 @@ _SHARDS_KEPT = 64  # of those read, as a recording that is planned again lies in
 _NEEDED = ["shard_id", "item_index", "recording_id", "fingerprint", "generation"]
 
 
-def current_rows(output: str, table: str | None = None, *, generation: str = "newest") -> Iterator[pa.Table]:
+def current_rows(
+    output: str,
+    table: str | None = None,
+    *,
+    generation: str = "newest",
+    recordings: Collection[str] | None = None,
+) -> Iterator[pa.Table]:
     """The rows of an output that count, in tables that hold whole recordings.
 
     Recordings come in the order in which they were planned first, and the rows of each by their start. Rows
@@ -39,6 +45,7 @@ def current_rows(output: str, table: str | None = None, *, generation: str = "ne
         output: Folder or URL of a job's output.
         table: ``transcripts``, ``alignments`` or ``rejects``; None: the one that the job writes.
         generation: ``newest`` leaves out what a later generation has taken the place of, ``all`` does not.
+        recordings: The ids of those to read; None: all.
 
     Raises:
         OutputError: It is no output, has no such table, or a file cannot be read.
@@ -46,7 +53,11 @@ def current_rows(output: str, table: str | None = None, *, generation: str = "ne
     output, name = stores.canonical(output), _checked_table(stores.canonical(output), table)
     planned, files, is_current = _selected(output, generation)
     reader = _Reader(output, name, files)
-    ranks = planned.column("recording_id").combine_chunks().dictionary_encode()
+    names_of_items = planned.column("recording_id").combine_chunks()
+    if recordings is not None:
+        wanted_names = pa.array(recordings, pa.string())
+        is_current = pc.and_(is_current, pc.is_in(names_of_items, value_set=wanted_names))
+    ranks = names_of_items.dictionary_encode()
     rows = pc.indices_nonzero(is_current)
     order = rows.take(pc.sort_indices(ranks.indices.take(rows)))  # stable: by recording, then as planned
     rank_of = ranks.indices.take(order).to_numpy()

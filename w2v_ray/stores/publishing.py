@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
