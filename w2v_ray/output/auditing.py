@@ -105,7 +105,9 @@ class _Checked:
 
     findings: list[Finding] = field(default_factory=list)
     outcomes: list[tuple[int, np.ndarray]] = field(default_factory=list)  # first row of the plan, by item
-    sums: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    audio_s: float = 0.0
+    rejected_s: float = 0.0
     segments: list[tuple[int, np.ndarray]] = field(default_factory=list)  # shard's first row; hashes of ids
     used: list[str] = field(default_factory=list)  # files beside it
 
@@ -143,7 +145,8 @@ class _Checks:
     def run(self) -> Audit:
         findings = [*self._of_the_plan(), *self._of_the_listing()]
         outcomes = np.zeros(self._items.num_rows, np.int8)
-        sums: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        audio_s = rejected_s = 0.0
         segments: list[tuple[int, np.ndarray]] = []
         used: set[str] = set()
         by_file: dict[str, set[str]] = {}
@@ -152,7 +155,9 @@ class _Checks:
         with ThreadPoolExecutor(_THREADS) as pool:
             for checked in pool.map(self._check_file, by_file, by_file.values()):
                 findings += checked.findings
-                sums += checked.sums
+                counts += checked.counts
+                audio_s += checked.audio_s
+                rejected_s += checked.rejected_s
                 segments += checked.segments
                 used.update(checked.used)
                 for begin, found in checked.outcomes:
@@ -173,10 +178,10 @@ class _Checks:
             num_shards=sum(shard_id in self._bounds for shard_id in self._parts.files),
             num_files=len(by_file) + len(used),
             num_leftovers=num_leftovers + len({n for names in self._parts.spare.values() for n in names}),
-            num_rows=sums["num_rows"],
-            num_rejects=sums["num_rejects"],
-            audio_s=float(sums["audio_us"]) / 1e6,
-            rejected_s=float(sums["rejected_us"]) / 1e6,
+            num_rows=counts["rows"],
+            num_rejects=counts["rejects"],
+            audio_s=audio_s,
+            rejected_s=rejected_s,
             partly=tuple(map(self._item_name, partly.tolist())),
             findings=tuple(findings[:_MAX_SHOWN]),
             num_findings=len(findings),
@@ -301,13 +306,13 @@ class _Checks:
         self, rows: pa.Table, rejects: pa.Table | None, begin: int, size: int, checked: _Checked
     ) -> None:
         is_newest = self._is_newest[begin : begin + size]
-        for name, table, column in (("rows", rows, "duration_s"), ("rejects", rejects, "planned_s")):
-            if table is None:
-                continue
-            counts = is_newest[table.column("item_index").to_numpy()]
-            seconds = table.column(column).fill_null(0).to_numpy()[counts].sum()
-            checked.sums[f"num_{name}"] += int(counts.sum())
-            checked.sums["audio_us" if name == "rows" else "rejected_us"] += round(float(seconds) * 1e6)
+        is_counted = is_newest[rows.column("item_index").to_numpy()]
+        checked.counts["rows"] += int(is_counted.sum())
+        checked.audio_s += float(rows.column("duration_s").fill_null(0).to_numpy()[is_counted].sum())
+        if rejects is not None:
+            is_counted = is_newest[rejects.column("item_index").to_numpy()]
+            checked.counts["rejects"] += int(is_counted.sum())
+            checked.rejected_s += float(rejects.column("planned_s").fill_null(0).to_numpy()[is_counted].sum())
 
     def _read_beside(self, folder: str, summary: Mapping[str, Any], checked: _Checked) -> pa.Table | None:
         """The columns that count of the file of a shard in ``folder``; None where it is not as written."""
