@@ -38,7 +38,7 @@ decoding   -> decoder_config errors stores text
 job        -> align_config audio config decoding errors frame_rate hub plan processors stores text
 pools      -> config errors
 pipeline   -> align_config config decoding errors hub job packing plan pools progress schema stages stores
-plugin_rows -> errors packing schema stages
+plugin_rows -> audio_config errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
