@@ -71,7 +71,8 @@ def test_channels_and_silent_items_have_their_rows(ray_session: None, tmp_path: 
     assert "#c1@" in found["call.wav", 1][0]["segment_id"]
     (quiet,) = found["quiet.wav", 0]
     assert (quiet["text"], quiet["confidence"], quiet["words"]) == ("", None, [])
-    assert (quiet["num_frames"], quiet["speech_ratio"], quiet["duration_s"]) == (0, 0.0, 30.0)
+    assert (quiet["num_frames"], quiet["speech_ratio"], quiet["duration_s"]) == (0, 0.0, 0.0)
+    assert (quiet["start_s"], quiet["end_s"]) == (0.0, 30.0)
     assert {row["decode_status"] for row in found["cut.wav", 0]} == {"truncated"}
     assert {row["decode_status"] for row in rows if "cut" not in row["uri"]} == {"ok"}
     assert len({row["segment_id"] for row in rows}) == len(rows)

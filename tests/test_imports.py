@@ -50,7 +50,7 @@ ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution hub job packing parts plan pools
 pipeline   -> progress quarantine schema stages stores
 dataset    -> output
-plugin_rows -> errors packing schema stages
+plugin_rows -> audio_config errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors

@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from w2v_ray.errors import DecodeError, EmptyAudioError, ReadError, TooShortError
+from w2v_ray.errors import (
+    AudioLimitError,
+    DecodeError,
+    EmptyAudioError,
+    ReadError,
+    TooShortError,
+    TruncatedError,
+)
 from w2v_ray.inference import AutomaticSpeechRecognitionPipeline, pipeline
 
 
@@ -24,6 +31,12 @@ def sound(seconds: float, rate: int = 16_000) -> np.ndarray:
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(round(seconds * 1000)).standard_normal(len(time))
     return (noise * np.sin(9 * time) * 0.2).astype(np.float32)
+
+
+def _wav(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, 16_000, subtype="FLOAT", format="WAV")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +120,8 @@ def test_urls_are_fetched(recogniser: Any, tmp_path: Path) -> None:
         ({"raw": 5, "sampling_rate": 16_000}, TypeError, "type int"),
         ("no/such.wav", ReadError, "no/such.wav cannot be read"),
         (b"no audio at all", DecodeError, "no audio was recognised"),
+        (_wav(sound(2.0))[:-20_000], TruncatedError, "where its header says 2.00 s"),
+        (_wav(np.full(1000, np.nan)), AudioLimitError, "1,000 of 1,000 samples are infinite, no numbers"),
     ],
 )
 @pytest.mark.parametrize("chunk_length_s", [None, 1.0])

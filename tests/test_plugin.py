@@ -106,6 +106,30 @@ def test_a_long_row_is_cut_and_joined_again() -> None:
     assert times[-1] > 5
 
 
+def first_half_second(samples: np.ndarray, rate: int) -> list[tuple[float, float]]:
+    return [(0.0, 0.5)] if samples.any() else []
+
+
+def test_a_channel_and_a_detector_can_be_named(expected: dict[str, str]) -> None:
+    rows = []
+    for clip in clips()[:3]:
+        samples, rate = soundfile.read(clip, dtype="float32")
+        other = np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
+        rows.append({"key": clip.name, "audio": np.stack([other, samples]), "sampling_rate": rate})
+    rows.append({"key": "quiet", "audio": np.zeros((2, 32_000), np.float32), "sampling_rate": 16_000})
+    ds = ray.data.from_items(rows)
+    found = texts(transcribe(ds, model=MODEL, channel="right", rows_per_batch=4))
+    assert {key: text for key, text in found.items() if key != "quiet"} == {
+        clip.name: expected[clip.name] for clip in clips()[:3]
+    }
+    vad = f"{__name__}:first_half_second"
+    some = transcribe(ds, model=MODEL, channel=1, vad=vad, keep_non_speech=False, rows_per_batch=4)
+    for row in some.take_all():
+        assert row["duration_s"] == (0 if row["key"] == "quiet" else pytest.approx(0.7, abs=0.01))
+        assert row["error"] is None
+        assert (row["key"] != "quiet") or row["text"] == ""
+
+
 def test_a_language_model_decodes_and_is_checked_at_once(tmp_path: Path) -> None:
     (clip,) = demo.ARCHIVE.glob("03_*.m4a")  # of which greedy decoding makes a word that is none
     ds = ray.data.from_items([{"uri": str(clip)}])
@@ -129,5 +153,11 @@ def test_mistakes_are_told() -> None:
         transcribe(taken, model=MODEL).take_all()
     with pytest.raises(CheckpointError, match="no_model"):
         transcribe(ds, model="./no_model")
+    with pytest.raises(ConfigError, match="channel is 'split', which would make several rows of one"):
+        transcribe(ds, model=MODEL, channel="split")
+    with pytest.raises(ConfigError, match="channel is 'top', expected"):
+        transcribe(ds, model=MODEL, channel="top")
+    with pytest.raises(ConfigError, match="vad is 'speech'"):
+        transcribe(ds, model=MODEL, vad="speech")
     with pytest.raises(ConfigError, match="rows_per_batch"):
         transcribe(ds, model=MODEL, rows_per_batch=0)

@@ -89,7 +89,8 @@ def transcribe(
             text: what was recognised, empty where nothing was.
             confidence: in [0, 1], null where nothing was recognised.
             words: list of word, start_s, end_s, confidence; seconds in the recording.
-            duration_s: length of the audio in seconds, null where it could not be decoded.
+            duration_s: length of the audio in seconds, without what was dropped as no speech; null where
+                it could not be decoded.
             error: null, or stage, error_class and message of the first failure in the row; text then
                 holds what the rest of the row gave, and is null where nothing else is left.
 

@@ -16,6 +16,7 @@ import ray
 import soundfile
 from ray.data import ActorPoolStrategy, Dataset
 
+from w2v_ray.audio_config import check_channel
 from w2v_ray.errors import AlignError, ConfigError, ItemError, ReadError
 from w2v_ray.packing import pack, unpack
 from w2v_ray.schema import ALIGNMENT, ERROR, ITEM, READ, error_value
@@ -45,6 +46,9 @@ class LoadRows:
     max_item_seconds: float = DecodeAudioConfig().max_item_seconds
     channel: str | int = "mix"
     segment: SegmentAudioConfig
+
+    def __post_init__(self) -> None:
+        check_channel(self.channel)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         for name in self.added:

@@ -145,6 +145,7 @@ def test_what_fails_costs_its_item_alone(model: str) -> None:
             segment(5, 0, "NO", 0.0, "NO", log_probs=None),
             segment(6, 0, "NO", 0.0, "NO", log_probs=np.full((2, SIZE), np.nan, "<f2").tobytes()),
             segment(7, 0, "__", 0.0, ""),
+            segment(8, 0, "", 0.0, "NO", log_probs=b"", num_frames=0),
         ],
     )
     errors = table.column("error").to_pylist()
@@ -157,7 +158,9 @@ def test_what_fails_costs_its_item_alone(model: str) -> None:
         "EncodeError",
         "AlignError",
         None,
+        "AlignError",
     ]
+    assert "found no speech to align the text with" in errors[8]["message"]
     assert "2 frames and 8 tokens" in errors[3]["message"]
     assert errors[3]["stage"] == "align_text"
     rows = table.to_pylist()

@@ -239,6 +239,7 @@ def test_what_is_no_speech_can_be_dropped_and_no_item_with_it() -> None:
             assert row["speech_ratio"] == pytest.approx((part == 0.25).mean())
     quiet = rows[3]
     assert (quiet["samples"], quiet["speech_ratio"], quiet["segment_index"]) == (b"", 0.0, 0)
+    assert quiet["duration_s"] == 0.0
     assert (quiet["segment_id"], quiet["error"]) == ("quiet@00000000-00005000", None)
 
 

@@ -115,7 +115,8 @@ class SegmentAudio:
             return [whole | {"error": error_value("segment_audio", error)}]
         if not pieces:
             times = item["start_s"], item["end_s"]
-            return [whole | {"piece": (0, 0)} | _named(item, 0, *times) | {"speech_ratio": 0.0}]
+            nothing = {"piece": (0, 0), "duration_s": 0.0, "speech_ratio": 0.0}
+            return [whole | nothing | _named(item, 0, *times)]
         rows = []
         for index, (start, end) in enumerate(pieces):
             # The end of an item is the source's own, which is no multiple of a sample at 16 kHz.
