@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 from w2v_ray import JobConfig, demo, run
+from w2v_ray.cli import main
 
 MODEL = str(demo.CHECKPOINT)
 
@@ -86,3 +88,17 @@ def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
     again = run(job)
     assert (again.num_rows, again.num_shards_before) == (0, again.num_shards)
     assert {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")} == times
+
+
+def test_a_job_that_rejected_everything_says_so_whatever_the_limit(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / "broken.wav").write_bytes(b"nothing that decodes")
+    arguments = ["transcribe", str(folder), "--output", str(output), "--model", MODEL]
+    assert main(arguments) == 3
+    assert "w2v-ray: every item was rejected; see rejects/ in" in capsys.readouterr().err
+    assert main(arguments) == 3  # nothing is left to do, and it is as it was
+    shutil.copy(next(demo.ARCHIVE.glob("*.flac")), folder)
+    assert main(arguments) == 0

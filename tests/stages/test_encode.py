@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,10 +226,21 @@ def test_a_segment_that_fails_costs_itself_alone(
         assert_same(ours[row], theirs)
 
 
-def test_other_exceptions_stop_the_job(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Wav2Vec2ForCTC, "forward", failing_on(8_000, KeyError("a mistake in the code")))
-    with pytest.raises(KeyError):
-        encode(table_of([wave(8_000)]))
+def test_a_mistake_in_the_code_is_named_and_costs_its_segment_alone(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wav2Vec2ForCTC, "forward", failing_on(8_000, KeyError("missing")))
+    table = encode(table_of([wave(8_000), wave(7_990)]))
+    failed, fine = table["error"].to_pylist()
+    assert failed["message"] == "the encoder failed on a segment of 0.5 s: KeyError: 'missing'"
+    assert fine is None
+
+
+def test_batches_are_told_before_they_are_touched(tiny_checkpoint: Path) -> None:
+    told: list[Sequence[int]] = []
+    encode = Encode(EncodeConfig(model=str(tiny_checkpoint)), before=told.append)
+    encode(table_of([wave(8_000), wave(30_000), wave(7_990)]))
+    assert told == [[1], [0, 2]]
 
 
 def test_a_failed_device_ends_the_worker(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:

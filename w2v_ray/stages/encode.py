@@ -161,6 +161,8 @@ class Encode:
             if len(waves) == 1:
                 seconds = len(waves[0]) / SAMPLE_RATE_HZ
                 reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+                if not isinstance(error, RuntimeError | MemoryError):
+                    reason = f"{type(error).__name__}: {reason}"
                 return [EncodeError(f"the encoder failed on a segment of {seconds:.1f} s: {reason}")]
         return [result for wave in waves for result in self._encode([wave])]
 
