@@ -97,3 +97,60 @@ def made_output(
 
 def metadata(**values: object) -> str:
     return json.dumps(values, ensure_ascii=False)
+
+
+LONG, UNICODE, BROKEN = "/archive/a/long.wav", "/archive/b/Über straße.wav", "/archive/b/broken.mp3"
+PARTIAL, SILENT, MEMBER = "/archive/partial.ogg", "/archive/silent.flac", "/archive/x.tar#m/1.flac"
+LATE = "/archive/z/late.wav"
+
+# An example. The plan: a long recording lies in three shards, with others beside it.
+SHARDS: list[list[Row]] = [
+    [
+        item(LONG, [segment("it begins here", 0.0, 20.5), segment("and goes on", 20.5, 40.0)]),
+        item(
+            UNICODE,
+            [segment('"naïve" <b>ÆØÅ</b> R&D -->', 0.0, 9.0)],
+            metadata=metadata(speaker="Ada L", text="x"),
+        ),
+        item(BROKEN, [failed(None, None, "no codec here knows it")]),
+    ],
+    [
+        item(LONG, [segment("in the middle", 40.0, 61.25)]),
+        item(PARTIAL, [segment("first half", 0.0, 30.0, confidence=0.25), failed(30.0, 60.0, "too loud")]),
+        item(SILENT, [segment("", 0.0, 12.0, confidence=None)]),
+    ],
+    [
+        item(MEMBER, [segment("from a tar", 0.0, 5.0)], uri="/archive/x.tar", byte_offset=512, byte_size=9),
+        item(LONG, [segment("the end", 61.25, 80.0)]),
+    ],
+    [item(LATE, [segment("not there", 0.0, 5.0)])],
+]
+EXPORTED = [LONG, UNICODE, PARTIAL, SILENT, MEMBER]
+
+
+def rows_of(recording_id: str) -> list[Row]:
+    """What was made of a recording, in its order."""
+    return [
+        row
+        for shard in SHARDS
+        for entry in shard
+        if entry["recording_id"] == recording_id
+        for row in entry["rows"]
+        if "error" not in row
+    ]
+
+
+def times_of(recording_id: str, *, factor: int = 1000) -> list[tuple[int, int, str]]:
+    return [
+        (round(word["start_s"] * factor), round(word["end_s"] * factor), word["word"])
+        for row in rows_of(recording_id)
+        for word in row["words"]
+    ]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
