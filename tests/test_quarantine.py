@@ -25,6 +25,7 @@ def items(*names: str) -> pa.Table:
         {
             "shard_id": ["s"] * len(names),
             "item_index": pa.array(range(len(names)), pa.int32()),
+            "channel": pa.nulls(len(names), pa.int32()),
             "segment_index": pa.array([0] * len(names), pa.int32()),
             "recording_id": list(names),
             "duration_s": [1.0] * len(names),
@@ -189,6 +190,16 @@ def test_a_deadly_segment_costs_two_workers() -> None:
     assert batches[-2:] == [["a", "b"], ["c", "e"]]
 
 
+def test_of_two_channels_of_an_item_only_the_deadly_one_is_blamed() -> None:
+    table = items("left", "deadly")
+    for name, values in (("item_index", [0, 0]), ("channel", [0, 1])):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(values, pa.int32()))
+    done, deaths, _, _ = encode_until_done(lambda batch: "deadly" in batch, table)
+    assert deaths == 2
+    assert errors_of(done) == {"left": None, "deadly": "WorkerDeathError"}
+
+
 def test_two_deadly_segments_in_one_batch_cost_three() -> None:
     done, deaths, _, _ = encode_until_done(
         lambda batch: bool({"x", "y"} & set(batch)), items("a", "b", "x", "y")
@@ -302,7 +313,7 @@ def test_workers_that_end_while_they_load_end_the_job() -> None:
 
 def test_a_book_that_is_new_takes_up_what_is_going_on() -> None:
     book = Attempts()
-    keys: Sequence[tuple[int, int]] = [(0, 0)]
+    keys: Sequence[tuple[int, int, int]] = [(0, -1, 0)]
     book.mark("encode", "s", keys)  # of a worker that began before the book's node was lost
     book.finish("encode", "s")
     assert book.begin("encode", "s").deaths == 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 __all__ = ["Attempts", "Key", "Record", "StageState"]
 
-Key = tuple[int, int]  # item_index and segment_index
+Key = tuple[int, int, int]  # item_index, channel (-1: the mix) and segment_index
 
 # From so many shards on whose workers died without any fault of an item, workers die here anyway, and a
 # piece must be alone in the hand of two that die, not one, before it is blamed.

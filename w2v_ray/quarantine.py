@@ -34,6 +34,7 @@ _MOST_BEGUN = 60  # the same, of workers that die after the stage, with what it 
 _MOST_LOADING_DEATHS = 4
 # More pieces of one shard than that are not poison: the device, or the machine, is broken.
 _MOST_CULPRITS = 20
+_KEY = ("item_index", "channel", "segment_index")
 _LOADING_WAITS_S = (2.0, 10.0)  # before a model that could not be loaded is tried again
 
 
@@ -194,9 +195,7 @@ class GuardedEncoder:
 
     def _before(self, rows: Sequence[int]) -> None:
         assert self._table is not None
-        batch = self._table.select(["item_index", "segment_index", "duration_s"]).take(
-            pa.array(rows, pa.int64())
-        )
+        batch = self._table.select([*_KEY, "duration_s"]).take(pa.array(rows, pa.int64()))
         self._book.mark(self._name, self._shard, _keys(batch), alone=self._is_probe)
         seconds = pc.sum(batch.column("duration_s")).as_py() or 0.0
         faulthandler.dump_traceback_later(self._item_deadline_s + seconds, exit=True, file=2)
@@ -294,8 +293,9 @@ def _rejected(table: pa.Table, error: ItemError, stage: str, rows: Collection[in
 
 
 def _keys(table: pa.Table) -> list[Key]:
-    items, segments = (table.column(name).to_pylist() for name in ("item_index", "segment_index"))
-    return [(item, segment or 0) for item, segment in zip(items, segments, strict=True)]
+    channels = pc.fill_null(table.column("channel"), -1).to_pylist()
+    segments = pc.fill_null(table.column("segment_index"), 0).to_pylist()
+    return list(zip(table.column("item_index").to_pylist(), channels, segments, strict=True))
 
 
 def _shard_of(table: pa.Table) -> str:
