@@ -110,8 +110,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.plan:
         return plan_once(*args.plan)
-    print(f"| form | entries | run | wall s | CPU s | peak MB |  ({os.cpu_count()} CPUs)")
-    print("|---|---|---|---|---|---|")
+    print(f"| form | entries | run | wall s | CPU s | peak MB |  ({os.cpu_count()} CPUs)", file=sys.stderr)
+    print("|---|---|---|---|---|---|", file=sys.stderr)
+    results = []
     for form in args.form:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             source = Path(folder, "in")
@@ -126,8 +127,10 @@ def main() -> None:
                 print(
                     f"| {form} | {args.entries} | {run} | {found['wall']:.1f} | {found['cpu']:.1f} "
                     f"| {found['peak']:.0f} |",
-                    flush=True,
+                    file=sys.stderr,
                 )
+                results.append({"form": form, "run": run} | found)
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":
