@@ -179,9 +179,10 @@ def _decoded_and_written(
     keep: int | None,
 ) -> Dataset:
     """The end of every flow: blocks of encoded segments in, one each shard, and summaries out."""
+    name = "align_text" if isinstance(text, AlignTextConfig) else "decode_text"
     ds = ds.map_batches(
         TextShard,
-        fn_constructor_kwargs={"make": partial(TextStage, text, keep), "guard": guard},
+        fn_constructor_kwargs={"make": partial(TextStage, text, keep), "name": name, "guard": guard},
         batch_size=None,
         num_cpus=pools.decoder_cpus,
         compute=ActorPoolStrategy(size=pools.num_decoders),
@@ -320,8 +321,7 @@ class TextStage:
 class TextShard:
     """The text stage as an actor: a block of encoded segments in, one of transcripts or alignments out."""
 
-    def __init__(self, make: Callable[[], TextStage], guard: _Guard) -> None:
-        name = "decode_text"
+    def __init__(self, make: Callable[[], TextStage], name: str, guard: _Guard) -> None:
         stage = partial(guard.stage, name, make)
         self._stage = loaded(stage, name=name, worker=_actor_id(), book=guard.book)
 
