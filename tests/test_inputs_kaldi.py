@@ -83,7 +83,7 @@ def test_recordings_in_an_archive_are_parts_of_it(tmp_path: Path) -> None:
         ("wav.scp", "b touch executed |", "line 2 of .*wav.scp' is a command, which is never run"),
         ("wav.scp", "b |touch executed", "is a command"),
         ("wav.scp", "b", "line 2 of .*wav.scp' has an id and no file"),
-        ("wav.scp", "b http://169.254.169.254/a", "protocol that is not read"),
+        ("wav.scp", "b http://169.254.169.254/a", "link-local or metadata address"),
         ("segments", "u a 1", "line 2 of .*segments' is not 'utterance recording start end'"),
         ("segments", "u a one 2", "is not 'utterance recording start end'"),
         ("segments", "u nobody 1 2", "names the recording 'nobody', which wav.scp lacks"),

@@ -118,7 +118,7 @@ def test_a_cut_takes_its_channel(folder: Path) -> None:
         ),
         (
             cut(sources=[{"type": "file", "channels": [0], "source": "http://x/y.wav"}]),
-            "protocol that is not",
+            "read only with --allow-http",
         ),
         (cut(channel=3), r"takes channels \[3\], which no one file of it has"),
         (cut(duration=-1), "lasts -1 s; give seconds"),

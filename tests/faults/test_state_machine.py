@@ -196,4 +196,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=12, stateful_step_count=14, deadline=None)
+TestLife.settings = settings(max_examples=10, stateful_step_count=14, deadline=None)
