@@ -103,6 +103,7 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         "output of somebody else": (transcribe(full, strangers), [str(strangers)]),
         "misspelt key": (["run", str(job)], ["'shard_second'", "'shard_seconds'"]),
         "no such job file": (["run", str(tmp_path / "no.yaml")], ["no.yaml"]),
+        "nothing to resume": (["run", "--resume", str(tmp_path / "no.yaml")], ["no.yaml"]),
         "shard too short": (transcribe(full, out, "--shard-seconds", "1"), ["shard_seconds", "10"]),
         "status of nothing": (["status", str(tmp_path / "nothing")], ["nothing"]),
     }

@@ -290,6 +290,16 @@ def test_folders_list_the_same_in_every_store(root: str) -> None:
     assert [file.uri for file in stores.list_glob(stores.join(root, "a", "**", "*.wav"))][-1] == files[2].uri
 
 
+def test_many_folders_are_listed_in_the_order_of_their_paths(root: str) -> None:
+    names = [f"{a}/{b:02}/{c}.wav" for a in ("x", "x-y") for b in range(20) for c in ("0", "z")]
+    names += ["x.wav", "x/05.wav", "x/05/deep/er/f.wav", "x/_hidden/a.wav"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: stores.publish(stores.join(root, name), b"audio"), names))
+    found = [file.uri for file in stores.list_files(root) if file.kind == "file"]
+    base = stores.canonical(root)
+    assert found == [stores.join(base, name) for name in sorted(names) if "_hidden" not in name]
+
+
 def test_another_content_is_another_version(root: str) -> None:
     uri = stores.join(root, "x.wav")
     stores.publish(uri, b"one")

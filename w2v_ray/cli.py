@@ -143,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("job", metavar="JOB.yaml", help="the job file")
+    run.add_argument(
+        "--resume", action="store_true", help="go on where an earlier run ended, which is what every run does"
+    )
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
     _add_since_last(run)
 

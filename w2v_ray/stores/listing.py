@@ -5,8 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 from w2v_ray.stores.answers import web_info
@@ -14,6 +18,9 @@ from w2v_ray.stores.places import local_uri, split
 from w2v_ray.stores.requests import call, run
 
 __all__ = ["FileInfo", "exists", "info", "list_files", "list_glob", "list_names"]
+
+_FOLDERS_AT_ONCE = 16  # of a store
+_LEVELS = 3  # of folders that are listed one by one, until there are enough to list at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +72,7 @@ def list_files(folder: str) -> Iterator[FileInfo]:
     if protocol == "file":
         yield from _walk(path, ())
         return
-    try:
-        found = _listable(protocol, "find", path, detail=True)
-    except FileNotFoundError:
-        return
-    for name in sorted(found):
-        parts = name.removeprefix(path.rstrip("/") + "/").split("/")
-        if any(part.startswith((".", "_")) for part in parts):
-            yield FileInfo(f"{protocol}://{name}", "hidden")
-        elif not name.endswith("/"):  # an empty object that stands for a folder
-            yield _remote_info(protocol, found[name])
+    yield from _walk_store(protocol, path.rstrip("/"))
 
 
 def list_names(folder: str) -> list[str]:
@@ -107,6 +105,72 @@ def list_glob(pattern: str) -> list[FileInfo]:
         return [found for match in sorted(set(paths)) if (found := info(local_uri(match))) is not None]
     remote = _listable(protocol, "glob", path, detail=True)
     return [_remote_info(protocol, remote[name]) for name in sorted(remote)]
+
+
+def _walk_store(protocol: str, folder: str) -> Iterator[FileInfo]:
+    """What is below a folder of a store: upper folders level by level, the rest in one piece for each folder.
+
+    A piece takes a request for a thousand objects. Several are fetched at once, and few are held.
+    """
+    found: list[tuple[str, dict[str, Any] | None]] = []
+    folders = [folder]
+    with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
+        for _ in range(_LEVELS):
+            if len(folders) >= _FOLDERS_AT_ONCE:
+                break
+            upper, folders = folders, []
+            for above, inside in zip(upper, pool.map(partial(_entries, protocol), upper), strict=True):
+                for one in inside:
+                    name = one["name"].strip("/")
+                    if name == above.strip("/"):  # an empty object that stands for the folder
+                        continue
+                    if one["type"] == "directory" and not _is_hidden(name, above):
+                        folders.append(name)
+                    else:
+                        found.append((name, one))
+        found += [(name + "/", None) for name in folders]
+        found.sort(key=lambda one: one[0])  # as the paths below would be sorted
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        left = iter([name[:-1] for name, entry in found if entry is None])
+        for name in islice(left, _FOLDERS_AT_ONCE):
+            waiting.append(pool.submit(_all_below, protocol, name))
+        for name, entry in found:
+            if entry is not None:
+                yield _listed(protocol, name, entry, folder)
+                continue
+            below = waiting.popleft().result()
+            for other in islice(left, 1):
+                waiting.append(pool.submit(_all_below, protocol, other))
+            for path in sorted(below):
+                if not path.endswith("/"):
+                    yield _listed(protocol, path.strip("/"), below[path], folder)
+
+
+def _entries(protocol: str, folder: str) -> list[dict[str, Any]]:
+    try:
+        return list(_listable(protocol, "ls", folder, detail=True))
+    except FileNotFoundError:
+        return []
+
+
+def _all_below(protocol: str, folder: str) -> dict[str, Any]:
+    try:
+        return dict(_listable(protocol, "find", folder, detail=True))
+    except FileNotFoundError:  # removed meanwhile
+        return {}
+
+
+def _is_hidden(path: str, folder: str) -> bool:
+    parts = path.removeprefix(folder.strip("/") + "/").split("/")
+    return any(part.startswith((".", "_")) for part in parts)
+
+
+def _listed(protocol: str, path: str, entry: dict[str, Any], folder: str) -> FileInfo:
+    return (
+        FileInfo(f"{protocol}://{path}", "hidden")
+        if _is_hidden(path, folder)
+        else _remote_info(protocol, entry)
+    )
 
 
 def _listable(protocol: str, method: str, path: str, **options: Any) -> Any:
