@@ -50,11 +50,8 @@ def test_files_are_merged_and_nothing_else_changes(
     after = audit(output)
     assert after.is_complete
     assert (rows(output), rows(output, "rejects"), status(output)) == before[:3]
-    assert (after.num_items_ok, after.num_rows, after.audio_s) == (
-        before[3].num_items_ok,
-        before[3].num_rows,
-        before[3].audio_s,
-    )
+    assert (after.num_items_ok, after.num_rows) == (before[3].num_items_ok, before[3].num_rows)
+    assert after.audio_s == pytest.approx(before[3].audio_s)  # a sum in another order
     again = compact(output, target_mb=100)
     assert (again.num_files_before, again.num_files, again.num_leftovers) == (1, 1, 0)
     assert plan(str(tmp_path / "in" / "manifest.jsonl"), output).num_pending == 0

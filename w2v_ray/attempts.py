@@ -28,6 +28,8 @@ class Record:
     """Times it was begun, this one included."""
     deaths: int = 0
     """Workers that died with it since a piece was last blamed."""
+    is_deadly: bool = False
+    """Whether a worker ever died with it: what finished it may be lost, and it be begun again."""
     suspects: tuple[Key, ...] = ()
     """The pieces in hand when the last one died, where that is known; one of them may be to blame."""
     apart: tuple[Key, ...] = ()
@@ -103,9 +105,11 @@ class Attempts:
         if work.record.deaths and not work.record.culprits:
             self._accidents += 1
         self._done[stage] += 1
-        begun, culprits = work.record.begun, work.record.culprits
-        # Culprits stay: where what the worker made is lost, it is made again.
-        self._work[stage, shard] = _Work(Record(begun=begun, culprits=culprits))
+        done = work.record
+        # Culprits stay: where what the worker made is lost, it is made again, and Ray may repeat what was done.
+        self._work[stage, shard] = _Work(
+            Record(begun=done.begun, is_deadly=done.is_deadly, culprits=done.culprits)
+        )
 
     def state(self) -> list[StageState]:
         """What every stage is doing, in the order in which they were first begun."""
@@ -138,4 +142,6 @@ class Attempts:
                 apart = (*apart, *(key for key in work.in_hand if key not in apart))
             suspects = work.in_hand
         work.is_alone = False
-        work.record = replace(record, deaths=deaths, suspects=suspects, apart=apart, culprits=culprits)
+        work.record = replace(
+            record, deaths=deaths, is_deadly=True, suspects=suspects, apart=apart, culprits=culprits
+        )

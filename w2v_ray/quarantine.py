@@ -88,7 +88,7 @@ class GuardedStage:
         shard = _shard_of(table)
         record = self._book.begin(self._name, shard)
         _check(self._name, shard, record)
-        if record.deaths:
+        if record.is_deadly:
             with ItemProcess(self._maker) as process:
                 table = self._one_by_one(
                     table, lambda item: process.run(item, deadline_s=self._deadline_s(item))
