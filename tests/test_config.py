@@ -344,6 +344,7 @@ def test_a_bad_value_of_redecoding_is_named(name: str, value: object, bound: str
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"partition_by": "_lang"}, "partition_by is '_lang', expected a key .* dot or an underscore"),
         (
             {"channel": "centre"},
             "channel is 'centre', expected mix, left, right, split or a number from 0 to 31",

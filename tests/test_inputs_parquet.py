@@ -226,9 +226,11 @@ def test_a_file_that_changed_or_went_costs_its_items_only(tmp_path: Path) -> Non
     plan = planned(tmp_path / "out", tmp_path / "in")
     write(one, pa.table({"audio": [b"5"]}))
     Path(three).unlink()
+    versions = f"{plan.items['version'][0]} -> mtime:{Path(one).stat().st_mtime_ns}"
+    changed = f"{one!r} has changed since it was planned ({versions}); plan it again into a new output"
     assert read(plan) == [
-        (None, f"{one!r} has changed since it was planned; plan it again into a new output"),
-        (None, f"{one!r} has changed since it was planned; plan it again into a new output"),
+        (None, changed),
+        (None, changed),
         (b"3", None),
         (None, f"{three!r} does not exist; restore it, or leave it out"),
     ]

@@ -124,7 +124,13 @@ def drop_a_row(out: Path) -> None:
     table = pq.read_table(path)
     footer = pq.read_metadata(path).metadata
     summary = json.loads(footer[b"w2v_ray.shard"])
-    table = table.filter(pa.compute.not_equal(table["item_index"], 1))
+    rejected = (
+        pq.read_table(out / summary["rejects_file"])["item_index"].to_pylist()
+        if summary["num_rejects"]
+        else []
+    )
+    item = next(index for index in table["item_index"].to_pylist() if index not in rejected)
+    table = table.filter(pa.compute.not_equal(table["item_index"], item))
     summary |= {
         "num_rows": table.num_rows,
         "audio_s": pa.compute.sum(table["duration_s"]).as_py(),

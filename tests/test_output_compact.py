@@ -114,6 +114,24 @@ def test_rows_count_once_wherever_it_dies(step: str, counts: list[int], tmp_path
         assert audit(output).num_leftovers == 0
 
 
+def test_a_merge_of_merged_files_may_die_and_be_done_again(tmp_path: Path) -> None:
+    for trial in range(4):  # which file counts depends on names
+        two = dict.fromkeys([f"a{trial}.wav", f"b{trial}.wav"], "x")
+        output = str(tmp_path / f"out{trial}")
+        publish(plan(write_archive(tmp_path / f"in{trial}", two, seconds=70), output))
+        compact(output, target_mb=100)
+        three = write_archive(tmp_path / f"in{trial}", two | {f"c{trial}.wav": "x"}, seconds=70)
+        publish(plan(three, output))
+        before = rows(output)
+        child = PROCESSES.Process(target=compact_in_child, args=(output, "compact.written"))
+        child.start()
+        child.join()
+        assert child.exitcode == EXIT_CODE
+        compact(output, target_mb=100)
+        assert rows(output) == before
+        assert audit(output).is_complete
+
+
 def test_a_late_writer_of_a_merged_shard_counts_for_nothing(tmp_path: Path) -> None:
     planned = make(tmp_path, tmp_path / "out")
     before = rows(planned.output)

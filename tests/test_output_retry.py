@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ def test_rejected_items_are_planned_and_done_again(out: str) -> None:
     publish(retry(out))
     assert (audit(out).num_items_ok, rows(out, "rejects")) == (9, [])
     assert retry(out).num_new == 0
+
+
+def test_a_tar_that_was_empty_and_is_repaired_is_planned(tmp_path: Path) -> None:
+    tar = tmp_path / "in" / "a.tar"
+    tar.parent.mkdir()
+    tar.write_bytes(b"")
+    planned = plan(str(tar), tmp_path / "out")
+    publish(planned, failing={str(tar)})
+    with tarfile.open(tar, "w") as file:
+        for name in ("a.wav", "b.wav"):
+            member = tarfile.TarInfo(name)
+            member.size = len(data := silence(30))
+            file.addfile(member, io.BytesIO(data))
+    publish(retry(planned.output), failing={str(tar)})  # what is wrong with a tar is found when it is planned
+    again = plan(str(tar), tmp_path / "out")
+    assert (again.num_new, again.num_pending) == (2, 1)
 
 
 def test_a_retry_that_did_not_run_is_not_planned_twice(out: str) -> None:
@@ -106,6 +124,28 @@ def test_a_file_that_was_mended_is_planned_as_it_is_now(tmp_path: Path) -> None:
     found = audit(planned.output)
     assert (found.is_complete, found.num_items, found.num_items_ok) == (True, 2, 2)
     assert plan(manifest, planned.output).num_new == 0
+
+
+def test_a_half_published_generation_is_not_decoded_again(tmp_path: Path) -> None:
+    options = {"keep_log_probs": 8, "shard_seconds": 60}
+    planned = plan(write_archive(tmp_path / "in", {"long.wav": "x"}), tmp_path / "kept", **options)
+    publish(planned, keeps_log_probs=True)
+    seconds = sum(row["duration_s"] for row in rows(planned.output, "transcripts"))
+    changed = write_archive(tmp_path / "in", {"long.wav": "changed"})
+    newer = plan(changed, planned.output, on_change="new", **options)
+    assert newer.num_pending > 1
+    publish(newer, newer.pending[:1], keeps_log_probs=True)
+    again = make_redecode_plan(planned.output, str(tmp_path / "again"), job={"alpha": 1})
+    publish(again)
+    assert sum(row["duration_s"] for row in rows(again.output, "transcripts")) == pytest.approx(seconds)
+    publish(newer, newer.pending[1:], keeps_log_probs=True)
+    last = make_redecode_plan(planned.output, str(tmp_path / "again"), job={"alpha": 1})
+    publish(last)
+    assert {row["byte_size"] for row in plan_rows(last)} == {250_044 + 7}
+
+
+def plan_rows(planned: Plan) -> list[dict[str, Any]]:
+    return [row for table in planned.shard_tables(planned.pending) for row in table.to_pylist()]
 
 
 def test_what_cannot_be_retried_says_so(out: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.made_outputs import silence
 from w2v_ray import stores
 from w2v_ray.errors import InputError, OutputError
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, records, status
@@ -295,6 +296,21 @@ def test_a_changed_recording_is_refused(archive: Path, tmp_path: Path, change: s
     assert "name a new --output" in str(caught.value)
     assert os.listdir(tmp_path / "out" / "_plan").__len__() == 2
     plan(archive, tmp_path / "new")
+
+
+def test_a_changed_text_to_align_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(silence(1))
+    manifest = tmp_path / "manifest.jsonl"
+    aligning = JOB | {"text_key": "text"}
+    for text in ("wrong words", "right words"):
+        manifest.write_text(json.dumps({"audio_filepath": "a.wav", "text": text}))
+        if text == "wrong words":
+            make_plan([str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=aligning)
+            make_plan([str(manifest)], str(tmp_path / "plain"), shard_seconds=60, job=JOB)
+    with pytest.raises(OutputError, match=r"has changed since it was planned.*or its text"):
+        make_plan([str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=aligning)
+    again = make_plan([str(manifest)], str(tmp_path / "plain"), shard_seconds=60, job=JOB)
+    assert again.num_new == 0  # where it is no input
 
 
 def test_a_changed_tar_is_refused(archive: Path, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ class StageState:
     num_begun: int
     """Beginnings, repeated ones included."""
     num_done: int
+    num_marked: int
+    """Batches and items taken in hand or put down."""
     in_hand: tuple[tuple[str, float], ...]
     """Shards begun and not finished, and the seconds since; a worker that died may have had one."""
 
@@ -73,6 +75,7 @@ class Attempts:
         self._work: dict[tuple[str, str], _Work] = {}
         self._done: Counter[str] = Counter()
         self._begun: Counter[str] = Counter()
+        self._marked: Counter[str] = Counter()
         self._accidents = 0
 
     def begin(self, stage: str, shard: str) -> Record:
@@ -94,6 +97,7 @@ class Attempts:
             keys: The pieces; none: it only puts down what it had.
             alone: Whether the one piece is tried by itself, to find out whether it kills.
         """
+        self._marked[stage] += 1
         work = self._work.setdefault((stage, shard), _Work())  # the book may be new, where its node was lost
         if work.is_alone:
             work.survived.update(work.in_hand)
@@ -106,7 +110,7 @@ class Attempts:
             self._accidents += 1
         self._done[stage] += 1
         done = work.record
-        # Culprits stay: where what the worker made is lost, it is made again, and Ray may repeat what was done.
+        # Culprits stay: what the worker made may be lost and made again, and Ray repeats what was done.
         self._work[stage, shard] = _Work(
             Record(begun=done.begun, is_deadly=done.is_deadly, culprits=done.culprits)
         )
@@ -119,6 +123,7 @@ class Attempts:
                 stage=stage,
                 num_begun=num_begun,
                 num_done=self._done[stage],
+                num_marked=self._marked[stage],
                 in_hand=tuple(
                     (shard, now - work.began_at)
                     for (name, shard), work in self._work.items()

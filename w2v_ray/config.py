@@ -144,8 +144,11 @@ class JobConfig(DecoderConfig):
         check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
         check_vad(self.vad, keep_non_speech=self.keep_non_speech)
         check_choice("on_change", self.on_change, ON_CHANGE)
-        if self.partition_by == "":
-            raise ConfigError("partition_by is '', expected a key of the manifest; name one, or leave it out")
+        if self.partition_by is not None and (not self.partition_by or self.partition_by[0] in "._"):
+            raise ConfigError(
+                f"partition_by is {self.partition_by!r}, expected a key of the manifest that does not begin "
+                "with a dot or an underscore, as such folders are hidden; name another, or leave it out"
+            )
         check_range("shard_seconds", self.shard_seconds, 10, 7200)
         check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
         check_range("max_reject_rate", self.max_reject_rate, 0, 1)

@@ -127,7 +127,11 @@ class Run:
 
     def _check_stall(self, encoded_s: float) -> None:
         states = cast(list[StageState], ray.get(self.attempts.state.remote(), timeout=_ANSWER_S))
-        moved = len(self._summaries), encoded_s, [(state.num_begun, state.num_done) for state in states]
+        moved = (
+            len(self._summaries),
+            encoded_s,
+            [(state.num_begun, state.num_done, state.num_marked) for state in states],
+        )
         now = time.monotonic()
         if moved != self._moved:
             self._moved, self._moved_at = moved, now

@@ -131,10 +131,10 @@ def _to_bytes(table: pa.Table) -> pa.Buffer:
 
 def _limit_memory(most_bytes: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[0])
+        pages = int(file.read().split()[5])  # of data: files that are mapped take none
     limit = pages * resource.getpagesize() + most_bytes
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
 
 def _serve(link: Connection, most_bytes: int) -> None:

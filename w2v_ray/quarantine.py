@@ -123,6 +123,7 @@ class GuardedStage:
                 if _is_of_the_job(error):
                     raise
                 done.append(self._stage(_rejected(item, _item_error(error), self._name)))
+            self._book.mark(self._name, _shard_of(item), ())  # it moves, however slowly
         return pa.concat_tables([part.select(done[0].column_names) for part in done])
 
     def _deadline_s(self, table: pa.Table) -> float:

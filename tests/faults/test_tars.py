@@ -197,8 +197,9 @@ def test_a_gzipped_tar_that_changed_costs_its_items_only(tmp_path: Path) -> None
     (items,) = plan.shard_tables()
     write(tar, tar_bytes({"01.wav": b"other"}))
     errors = ReadAudio()(items)["error"].to_pylist()
+    versions = f"{items['version'][0]} -> mtime:{tar.stat().st_mtime_ns}"
     assert {error["message"] for error in errors} == {
-        f"{str(tar)!r} has changed since it was planned; plan it again into a new output"
+        f"{str(tar)!r} has changed since it was planned ({versions}); plan it again into a new output"
     }
     unversioned = items.set_column(items.column_names.index("version"), "version", [[None] * 10])
     errors = ReadAudio()(unversioned)["error"].to_pylist()

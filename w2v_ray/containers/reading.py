@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
@@ -52,7 +53,7 @@ def read_values(
         ReadError: The file cannot be read, or not any further.
     """
     kind, _, column = container.partition(":")
-    if version is not None:
+    if version is not None and kind == "arrow":  # which is mapped; others are checked as they are opened
         info = stores.info(uri)
         if info is not None and info.version != version:
             raise ReadError(f"{uri!r} has changed since it was planned; plan it again into a new output")
@@ -63,9 +64,9 @@ def read_values(
         else:
             small.append(one)
     if kind == "gzip":
-        yield from _gzip_members(uri, small)
+        yield from _gzip_members(uri, version, small)
     elif kind in ("parquet", "arrow"):
-        rows = _parquet_rows if kind == "parquet" else _arrow_rows
+        rows = partial(_parquet_rows, version=version) if kind == "parquet" else _arrow_rows
         by_row = {cast(int, one.row): one.item for one in small}
         for row, value in rows(uri, column, sorted(by_row)):
             if value is None:
@@ -85,8 +86,8 @@ def _too_large(uri: str, size: int) -> ReadError:
     )
 
 
-def _gzip_members(uri: str, wanted: Sequence[Wanted]) -> Iterator[tuple[int, bytes]]:
-    with stores.open_range(uri, None, None, block_bytes=_PACKED_BLOCK_BYTES) as file:
+def _gzip_members(uri: str, version: str | None, wanted: Sequence[Wanted]) -> Iterator[tuple[int, bytes]]:
+    with stores.open_range(uri, None, None, version=version, block_bytes=_PACKED_BLOCK_BYTES) as file:
         stream = GzipStream(file)
         try:
             for one in sorted(wanted, key=lambda one: cast(int, one.byte_offset)):
@@ -103,8 +104,10 @@ def _gzip_members(uri: str, wanted: Sequence[Wanted]) -> Iterator[tuple[int, byt
             raise ReadError(f"{uri!r} {damage}; fetch or make it again") from damage
 
 
-def _parquet_rows(uri: str, column: str, rows: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-    with stores.open_range(uri, None, None, block_bytes=_PACKED_BLOCK_BYTES) as source:
+def _parquet_rows(
+    uri: str, column: str, rows: Sequence[int], *, version: str | None
+) -> Iterator[tuple[int, bytes | None]]:
+    with stores.open_range(uri, None, None, version=version, block_bytes=_PACKED_BLOCK_BYTES) as source:
         # Pages are read as they are needed: a column of a row group may not fit in memory.
         file = pq.ParquetFile(source, buffer_size=_PACKED_BLOCK_BYTES, pre_buffer=False)
         if column not in file.schema_arrow.names:

@@ -13,7 +13,7 @@ from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.output.rows import current_rows
 from w2v_ray.plan import Plan, newest_items, plan_entries, plan_of, records
-from w2v_ray.schema import ITEM
+from w2v_ray.schema import DAMAGE_KEY
 
 __all__ = ["make_retry_plan"]
 
@@ -82,8 +82,9 @@ def _looked_up(items: pa.Table) -> tuple[pa.Table, dict[str, tuple[int | None, s
     """The items whose file is as it was planned, and the size and version now of recordings that changed."""
 
     def look(row: dict[str, Any]) -> tuple[int | None, str | None] | None:
-        if row["byte_offset"] is not None or row.get("container") is not None:
-            return None  # a part of a file, whose place in it planning alone can find
+        is_inside = row["byte_offset"] is not None or row["container"] is not None
+        if is_inside or DAMAGE_KEY in (row["metadata"] or ""):
+            return None  # what lies in a file, and where, planning alone can find
         try:
             file = stores.info(row["uri"])
         except Exception:  # whatever it is: reading the item meets it again, and says so
@@ -92,8 +93,7 @@ def _looked_up(items: pa.Table) -> tuple[pa.Table, dict[str, tuple[int | None, s
             return None
         return file.size, file.version
 
-    names = ["recording_id", "uri", "byte_offset", "byte_size", "version"]
-    names += [name for name in ("container",) if name in ITEM.names]
+    names = ["recording_id", "uri", "byte_offset", "byte_size", "container", "version", "metadata"]
     rows = items.select(names).to_pylist()
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(look, rows))

@@ -7,6 +7,7 @@ take the place of its old ones.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,11 +131,11 @@ def make_plan(
     """
     stores.check_writable(output)
     output = stores.canonical(output)
-    records.claim_output(output, job, settings)
+    fingerprint = records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     known = Known(planned.filter(newest_items(planned)))
-    listed = _listed(inputs, skipped, _containers(planned), audio_column, known)
+    listed = _listed(inputs, skipped, _containers(planned), audio_column, known, text_key(job))
     kept = _first_of_each(listed)
     known.check_names(kept)
     crash_point("plan.ready")
@@ -146,6 +147,11 @@ def make_plan(
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
         key = partition_key(job)
         items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
+        if records.read_job(output)[0] != fingerprint:
+            raise OutputError(
+                f"output {output!r} was taken by a job with other settings while the inputs were listed; "
+                "name a new output"
+            )
         if records.publish_plan(output, items, num_plans + 1):
             break
         planned, num_plans = records.read_plans(output)  # a faster run took that number
@@ -201,10 +207,18 @@ def plan_entries(
         row["start_s"] = next(item["start_s"] for item in rows if not item["start_is_cut"])
         row["end_s"] = next(item["end_s"] for item in rows if not item["end_is_cut"])
         entries.append(Entry(**row))
-    listed = _with_generation(_table(entries), [last[entry.recording_id] + 1 for entry in entries])
+    listed = _with_generation(
+        _table(entries, text_key(job)), [last[entry.recording_id] + 1 for entry in entries]
+    )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
     made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=partition_key(job))
     return pa.concat_tables([items, made])
+
+
+def text_key(job: Mapping[str, records.Json]) -> str | None:
+    """The key of the metadata whose text a job with these settings aligns: it is an input like the audio."""
+    key = job.get("text_key")
+    return None if key is None else str(key)
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -251,32 +265,38 @@ def _listed(
     planned: Collection[tuple[str, str | None, str | None]],
     audio_column: str | None,
     known: Known,
+    text_key: str | None,
 ) -> pa.Table:
     """The entries that are not planned as they are."""
     entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
-        fresh = known.unplanned(_table(chunk))
+        fresh = known.unplanned(_table(chunk, text_key))
         if fresh.num_rows:  # a copy takes the room it needs, where the array has grown to more
             batches += fresh.take(pa.array(np.arange(fresh.num_rows))).to_batches()
     return pa.Table.from_batches(batches, _LISTED)
 
 
-def _table(entries: Sequence[Entry]) -> pa.Table:
+def _table(entries: Sequence[Entry], text_key: str | None) -> pa.Table:
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
-    columns["fingerprint"] = tuple(map(_fingerprint, entries))
+    columns["fingerprint"] = tuple(_fingerprint(entry, text_key) for entry in entries)
     return pa.table([pa.array(columns[field.name], field.type) for field in _LISTED], schema=_LISTED)
 
 
-def _fingerprint(entry: Entry) -> str:
-    """A hash of all that says which bytes of which version the recording is, and what it is called."""
+def _fingerprint(entry: Entry, text_key: str | None) -> str:
+    """A hash of all that says which bytes of which version the recording is, its name and its text."""
     text = "\x1f".join(map(str, entry[: Entry._fields.index("duration_s")]))
+    if text_key is not None:
+        text += f"\x1f{json.loads(entry.metadata or '{}').get(text_key)}"
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
 def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
-    """Uri, version and container of the files whose members or rows are planned, all of that version."""
-    planned = planned.filter(newest_items(planned))
+    """Uri, version and container of the files whose members or rows are planned, all of that version.
+
+    What a store gives no version of may have changed, and is looked into each time.
+    """
+    planned = planned.filter(pc.and_(newest_items(planned), pc.is_valid(planned.column("version"))))
     is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
     is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
     names = ["uri", "version", "container"]
@@ -359,7 +379,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names |= {"container": "container", "row": "row", "channel": "channel"}
     changed = [key for key in names if old[key] != new[key]]
     return (
-        ", ".join(f"{names[key]} {_shown(old[key])} -> {_shown(new[key])}" for key in changed) or "its range"
+        ", ".join(f"{names[key]} {_shown(old[key])} -> {_shown(new[key])}" for key in changed)
+        or "its range or its text"
     )
 
 

@@ -11,6 +11,7 @@ from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
+from w2v_ray.plan.generations import current_items, newest_items
 from w2v_ray.plan.planning import Plan, partition_key, plan_of
 
 __all__ = ["make_redecode_plan"]
@@ -37,6 +38,10 @@ def make_redecode_plan(source: str, output: str, *, job: Mapping[str, records.Js
         )
     items, _ = records.read_plans(source)
     ready = list_parts(source, "transcripts").files
+    # A new generation of which some is missing does not count yet, and would here, where only some is known.
+    early = pc.and_(newest_items(items), pc.invert(current_items(items, ready)))
+    waiting = set(items.filter(early).column("shard_id").to_pylist())
+    ready = {shard_id: name for shard_id, name in ready.items() if shard_id not in waiting}
     items = items.filter(pc.is_in(items.column("shard_id"), value_set=pa.array(sorted(ready), pa.string())))
     if not items.num_rows:
         raise OutputError(f"{source!r} has no published shards yet; wait for its job, or run it again")

@@ -24,6 +24,7 @@ _MIN_RANGE_S = 60.0  # decoding looks for silence some seconds around a border, 
 _MAX_RANGE_S = 3600.0  # decoding holds the samples of a range, and refuses items of more than two hours
 
 _MAX_ITEMS = 4096
+_BYTES_PER_S = 32_000.0  # 16-bit samples at 16 kHz
 _MAX_BYTES = 512 << 20  # of files read whole, however few seconds a high rate makes of them
 _MAX_WHOLE_BYTES = 64 << 20  # larger files are opened in place
 
@@ -98,7 +99,10 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     num_bytes = pc.fill_null(items.column("byte_size"), 0)
     in_place = pc.if_else(is_whole, pc.min_element_wise(num_bytes, _MAX_WHOLE_BYTES), 0)
-    weights = pc.if_else(is_inside, num_bytes, in_place).to_pylist()
+    # Of rows of tables only the length is estimated.
+    estimate = pc.cast(pc.multiply(items.column("planned_s"), _BYTES_PER_S), pa.int64(), safe=False)
+    inside = pc.coalesce(items.column("byte_size"), estimate)
+    weights = pc.if_else(is_inside, inside, in_place).to_pylist()
     seconds = items.column("planned_s").to_pylist()
     names = list(
         map("{}~{}".format, items.column("fingerprint").to_pylist(), items.column("generation").to_pylist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,7 @@ def status(output: str) -> Status:
     """
     if (reason := stores.refusal(output)) is not None:
         raise OutputError(f"output {output!r} {reason}")
+    output = stores.canonical(output)
     try:
         columns = ["shard_id", "item_index", "recording_id", "planned_s", "fingerprint", "generation"]
         plan, _ = read_plans(output, columns)
@@ -116,9 +118,9 @@ def status(output: str) -> Status:
         num_shards_done=len(done),
         num_shards_pending=len(pending),
         planned_s=pc.sum(newest.column("planned_s")).as_py(),
-        done_s=float(sum(summary["audio_s"] for summary in summaries)),
-        pending_s=float(sum(shard["planned_s_sum"] for shard in pending)),
-        rejected_s=float(sum(summary["rejected_s"] for summary in summaries)),
+        done_s=math.fsum(summary["audio_s"] for summary in summaries),  # in whatever order files hold them
+        pending_s=math.fsum(shard["planned_s_sum"] for shard in pending),
+        rejected_s=math.fsum(summary["rejected_s"] for summary in summaries),
         num_rows=sum(summary["num_rows"] for summary in summaries),
         num_rejects=sum(summary["num_rejects"] for summary in summaries),
         rejects_by_reason=dict(sorted(reasons.items())),
