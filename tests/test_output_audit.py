@@ -13,7 +13,7 @@ from tests.made_outputs import plan, publish, write_archive
 from w2v_ray.errors import OutputError
 from w2v_ray.output import Audit, audit
 from w2v_ray.parts import content_sha256, write_part
-from w2v_ray.plan import status
+from w2v_ray.plan import records, status
 
 NAMES = [f"a{number}.wav" for number in range(12)]
 
@@ -227,3 +227,9 @@ def test_files_of_writers_that_lost_count_for_nothing(out: Path) -> None:
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not the output of a job"):
         audit(str(tmp_path))
+
+
+def test_an_output_without_a_plan_is_not_called_whole(tmp_path: Path) -> None:
+    records.claim_output(str(tmp_path / "out"), {"model": "m"})
+    with pytest.raises(OutputError, match="holds no plan"):
+        audit(str(tmp_path / "out"))

@@ -298,6 +298,20 @@ def test_a_changed_recording_is_refused(archive: Path, tmp_path: Path, change: s
     plan(archive, tmp_path / "new")
 
 
+def test_a_recording_that_is_gone_stays_as_it_was_planned(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(silence(1))
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps({"audio_filepath": f"{name}.wav"}) + "\n" for name in "ab"))
+    make_plan([str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=JOB)
+    (tmp_path / "a.wav").unlink()
+    for on_change in ("refuse", "new"):
+        again = make_plan(
+            [str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=JOB, on_change=on_change
+        )
+        assert (again.num_new, again.num_items) == (0, 2)
+
+
 def test_a_changed_text_to_align_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(silence(1))
     manifest = tmp_path / "manifest.jsonl"
@@ -307,7 +321,7 @@ def test_a_changed_text_to_align_is_refused(tmp_path: Path) -> None:
         if text == "wrong words":
             make_plan([str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=aligning)
             make_plan([str(manifest)], str(tmp_path / "plain"), shard_seconds=60, job=JOB)
-    with pytest.raises(OutputError, match=r"has changed since it was planned.*or its text"):
+    with pytest.raises(OutputError, match=r"has changed since it was planned.*what the manifest says of it"):
         make_plan([str(manifest)], str(tmp_path / "out"), shard_seconds=60, job=aligning)
     again = make_plan([str(manifest)], str(tmp_path / "plain"), shard_seconds=60, job=JOB)
     assert again.num_new == 0  # where it is no input

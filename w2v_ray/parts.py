@@ -31,6 +31,7 @@ __all__ = [
     "content_sha256",
     "list_parts",
     "log_probs_files",
+    "parquet_table",
     "part_name",
     "partition_folder",
     "read_footer",
@@ -189,6 +190,15 @@ def read_shards(
         raise OutputError(f"{path!r} cannot be read ({stores.explain(error)}); restore the file") from error
 
 
+def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file in memory, its pages compared with their checksums."""
+    # Arrow lets go of the bytes in a thread, perhaps when Python is ending and no longer there: it gets a copy.
+    buffer = pa.allocate_buffer(len(data))
+    np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
+    file = pq.ParquetFile(pa.BufferReader(buffer), page_checksum_verification=True)
+    return file.read(columns=None if columns is None else list(columns))
+
+
 def read_rejects(output: str, summary: Mapping[str, Any]) -> pa.Table:
     """The rejects of a shard as they are published; errors as of `read_shards`."""
     if not summary["num_rejects"]:
@@ -196,7 +206,7 @@ def read_rejects(output: str, summary: Mapping[str, Any]) -> pa.Table:
     path = stores.join(output, summary["rejects_file"])
     try:
         data = stores.read_bytes(path)
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True).cast(REJECT)
+        return parquet_table(data).cast(REJECT)
     except Exception as error:  # each store has its own errors, and Arrow its own
         raise OutputError(f"{path!r} cannot be read ({stores.explain(error)}); restore the file") from error
 

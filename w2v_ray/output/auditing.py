@@ -7,7 +7,6 @@ what the file's footer says was written. Shards are read one by one, several fil
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -19,11 +18,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
-from w2v_ray.parts import Footer, content_sha256, list_parts, partition_folder, read_footer, read_shards
+from w2v_ray.parts import (
+    Footer,
+    content_sha256,
+    list_parts,
+    parquet_table,
+    partition_folder,
+    read_footer,
+    read_shards,
+)
 from w2v_ray.plan.generations import current_items, newest_items
 from w2v_ray.plan.records import read_job, read_plans, table_of
 from w2v_ray.plan.shards import shard_bounds
@@ -135,6 +141,8 @@ class _Checks:
         self._partition_by = job.get("partition_by")
         self._keeps = job.get("keep_log_probs") is not None
         self._items, _ = read_plans(output, _NEEDED)
+        if not self._items.num_rows:
+            raise OutputError(f"output {output!r} holds no plan; name the output of a job that has started")
         self._bounds = {shard_id: (begin, size) for shard_id, begin, size in shard_bounds(self._items)}
         self._parts = list_parts(output, self._table)
         self._is_newest = newest_items(self._items).to_numpy(zero_copy_only=False)
@@ -334,7 +342,7 @@ class _Checks:
             if hashlib.sha256(data).hexdigest() != expected:
                 checked.findings.append(Finding("damaged", name, "is not as it was written (SHA-256)"))
                 return None
-            return pq.read_table(io.BytesIO(data), columns=columns)
+            return parquet_table(data, columns)
         except Exception as error:  # each store has its own errors, and Arrow its own
             checked.findings.append(Finding("damaged", name, f"cannot be read ({stores.explain(error)})"))
             return None

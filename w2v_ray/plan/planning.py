@@ -135,7 +135,7 @@ def make_plan(
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     known = Known(planned.filter(newest_items(planned)))
-    listed = _listed(inputs, skipped, _containers(planned), audio_column, known, text_key(job))
+    listed = _listed(inputs, skipped, _containers(planned), audio_column, known, read_keys(job))
     kept = _first_of_each(listed)
     known.check_names(kept)
     crash_point("plan.ready")
@@ -208,17 +208,16 @@ def plan_entries(
         row["end_s"] = next(item["end_s"] for item in rows if not item["end_is_cut"])
         entries.append(Entry(**row))
     listed = _with_generation(
-        _table(entries, text_key(job)), [last[entry.recording_id] + 1 for entry in entries]
+        _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
     made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=partition_key(job))
     return pa.concat_tables([items, made])
 
 
-def text_key(job: Mapping[str, records.Json]) -> str | None:
-    """The key of the metadata whose text a job with these settings aligns: it is an input like the audio."""
-    key = job.get("text_key")
-    return None if key is None else str(key)
+def read_keys(job: Mapping[str, records.Json]) -> list[str]:
+    """The keys of the metadata that a job with these settings reads: they are inputs like the audio."""
+    return [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -265,29 +264,30 @@ def _listed(
     planned: Collection[tuple[str, str | None, str | None]],
     audio_column: str | None,
     known: Known,
-    text_key: str | None,
+    keys: Sequence[str],
 ) -> pa.Table:
     """The entries that are not planned as they are."""
     entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
-        fresh = known.unplanned(_table(chunk, text_key))
+        fresh = known.unplanned(_table(chunk, keys))
         if fresh.num_rows:  # a copy takes the room it needs, where the array has grown to more
             batches += fresh.take(pa.array(np.arange(fresh.num_rows))).to_batches()
     return pa.Table.from_batches(batches, _LISTED)
 
 
-def _table(entries: Sequence[Entry], text_key: str | None) -> pa.Table:
+def _table(entries: Sequence[Entry], keys: Sequence[str]) -> pa.Table:
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
-    columns["fingerprint"] = tuple(_fingerprint(entry, text_key) for entry in entries)
+    columns["fingerprint"] = tuple(_fingerprint(entry, keys) for entry in entries)
     return pa.table([pa.array(columns[field.name], field.type) for field in _LISTED], schema=_LISTED)
 
 
-def _fingerprint(entry: Entry, text_key: str | None) -> str:
-    """A hash of all that says which bytes of which version the recording is, its name and its text."""
+def _fingerprint(entry: Entry, keys: Sequence[str]) -> str:
+    """A hash of what says which bytes of which version it is, what it is called, and what is read of it."""
     text = "\x1f".join(map(str, entry[: Entry._fields.index("duration_s")]))
-    if text_key is not None:
-        text += f"\x1f{json.loads(entry.metadata or '{}').get(text_key)}"
+    if keys:
+        metadata = json.loads(entry.metadata or "{}")
+        text += "".join(f"\x1f{json.dumps(metadata.get(key))}" for key in keys)
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
@@ -339,6 +339,9 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
     ids = planned.column("recording_id").combine_chunks()
+    # What is gone has not changed: it stays as it was planned.
+    is_gone = pc.and_(pc.is_null(new.column("byte_size")), pc.is_null(new.column("container")))
+    new = new.filter(pc.invert(pc.and_(is_gone, pc.is_in(new.column("recording_id"), value_set=ids))))
     is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
     changed = new.filter(is_changed)
     if not changed.num_rows:
@@ -380,7 +383,7 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changed = [key for key in names if old[key] != new[key]]
     return (
         ", ".join(f"{names[key]} {_shown(old[key])} -> {_shown(new[key])}" for key in changed)
-        or "its range or its text"
+        or "its range, or what the manifest says of it"
     )
 
 

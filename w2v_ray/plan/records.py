@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from w2v_ray import stores
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
+from w2v_ray.parts import parquet_table
 from w2v_ray.schema import ITEM, SCHEMA_VERSION
 
 __all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "read_settings", "table_of"]
@@ -43,7 +44,7 @@ def read_plans(output: str, columns: list[str] | None = None) -> tuple[pa.Table,
     def read(name: str) -> pa.Table:
         path = stores.join(output, "_plan", name)
         try:
-            return pq.read_table(pa.BufferReader(stores.read_bytes(path)), columns=columns)
+            return parquet_table(stores.read_bytes(path), columns)
         except Exception as error:  # each store has its own errors
             message = f"{path!r} cannot be read ({stores.explain(error)}); restore it, or name a new output"
             raise OutputError(message) from error
