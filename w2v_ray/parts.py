@@ -192,7 +192,7 @@ def read_shards(
 
 def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """The table of a Parquet file in memory, its pages compared with their checksums."""
-    # Arrow lets go of the bytes in a thread, perhaps when Python is ending and no longer there: it gets a copy.
+    # Arrow lets go of the bytes in a thread, perhaps when Python is no longer there: it gets a copy.
     buffer = pa.allocate_buffer(len(data))
     np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
     file = pq.ParquetFile(pa.BufferReader(buffer), page_checksum_verification=True)
