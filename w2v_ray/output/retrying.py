@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from w2v_ray import stores
-from w2v_ray.errors import OutputError
+from w2v_ray import errors, stores
+from w2v_ray.errors import ConfigError, ItemError, OutputError
 from w2v_ray.output.rows import current_rows
 from w2v_ray.plan import Plan, newest_items, plan_entries, plan_of, records
 from w2v_ray.schema import DAMAGE_KEY
@@ -18,6 +18,8 @@ from w2v_ray.schema import DAMAGE_KEY
 __all__ = ["make_retry_plan"]
 
 _THREADS = 32
+_REASONS = [name for name in errors.__all__ if issubclass(getattr(errors, name), ItemError)]
+_STAGES = ("read_audio", "decode_audio", "segment_audio", "encode", "decode_text", "align_text")
 
 
 def make_retry_plan(
@@ -43,8 +45,11 @@ def make_retry_plan(
         cut_long: As of `make_plan`.
 
     Raises:
+        ConfigError: There is no such class or stage.
         OutputError: It is no output, belongs to another job, or cannot be written.
     """
+    _check(reasons, _REASONS, "reason")
+    _check(stages, _STAGES, "stage")
     output = stores.canonical(output)
     if "redecodes" in records.read_job(output)[1]:
         raise OutputError(f"{output!r} decodes another output again; retry in that one, then redecode again")
@@ -61,6 +66,12 @@ def make_retry_plan(
             break
     everything = pa.concat_tables([planned, items])
     return plan_of(output, job, everything, num_new=items.num_rows, num_changed=items.num_rows)
+
+
+def _check(given: Collection[str], known: Collection[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{what} is {name!r}, expected one of {', '.join(known)}; name one of them")
 
 
 def _rejected(output: str, planned: pa.Table, reasons: set[str], stages: set[str]) -> pa.Table:
