@@ -196,7 +196,7 @@ def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table
     buffer = pa.allocate_buffer(len(data))
     np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
     file = pq.ParquetFile(pa.BufferReader(buffer), page_checksum_verification=True)
-    return file.read(columns=None if columns is None else list(columns))
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def read_rejects(output: str, summary: Mapping[str, Any]) -> pa.Table:
