@@ -180,6 +180,8 @@ def show_audit(found: Audit) -> None:
         console.print(f"... and {found.num_findings - _FINDINGS_SHOWN} more; --json names a thousand")
     if found.is_complete:
         verdict = f"every item has one outcome; {found.num_files} files are as they were written"
+    elif not found.num_items:
+        verdict = "nothing is planned yet; run the job again"
     elif found.is_clean:
         verdict = "nothing is wrong, but items are pending; run the job again"
     else:

@@ -97,8 +97,8 @@ class Audit:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is wrong and every item has its outcome."""
-        return self.is_clean and not self.num_items_pending
+        """Whether nothing is wrong and every item has its outcome, where there is any."""
+        return self.is_clean and self.num_items > 0 and not self.num_items_pending
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -141,8 +141,6 @@ class _Checks:
         self._partition_by = job.get("partition_by")
         self._keeps = job.get("keep_log_probs") is not None
         self._items, _ = read_plans(output, _NEEDED)
-        if not self._items.num_rows:
-            raise OutputError(f"output {output!r} holds no plan; name the output of a job that has started")
         self._bounds = {shard_id: (begin, size) for shard_id, begin, size in shard_bounds(self._items)}
         self._parts = list_parts(output, self._table)
         self._is_newest = newest_items(self._items).to_numpy(zero_copy_only=False)

@@ -88,8 +88,6 @@ def check_writable(output: str) -> None:
             publish(probe, b"w2v_ray", root=output)
             if protocol == "file":  # elsewhere the right to delete is not needed
                 remove(probe)
-                with contextlib.suppress(OSError):  # what is being written by others is there
-                    os.rmdir(os.path.join(path, "_tmp"))
         except OutputError as error:
             reason = f"cannot be written ({explain(error.__cause__ or error)}); name a folder that can"
     if reason is not None:
