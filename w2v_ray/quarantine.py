@@ -181,18 +181,23 @@ class GuardedEncoder:
     def _run(self, table: pa.Table, *, is_probe: bool = False) -> pa.Table:
         self._table, self._is_probe = table, is_probe
         try:
-            done = self._encode(table)
+            done = self._watched(table)
         except Exception as error:
             if _is_of_the_job(error):
                 raise
             if table.num_rows == 1:
-                done = self._encode(_rejected(table, _item_error(error), self._name))
+                done = self._watched(_rejected(table, _item_error(error), self._name))
             else:
                 logger.exception("encode failed on a shard; each of its segments is tried alone")
                 done = pa.concat_tables([self._run(table.slice(row, 1)) for row in range(table.num_rows)])
-        faulthandler.cancel_dump_traceback_later()
         self._book.mark(self._name, self._shard, ())
         return done
+
+    def _watched(self, table: pa.Table) -> pa.Table:
+        try:
+            return self._encode(table)
+        finally:  # however it ends: a watch that is left behind ends the process later
+            faulthandler.cancel_dump_traceback_later()
 
     def _before(self, rows: Sequence[int]) -> None:
         assert self._table is not None

@@ -19,6 +19,7 @@ from w2v_ray.hub import checkpoint_folder
 from w2v_ray.text.fusion import LanguageModel
 from w2v_ray.text.language_model import KenlmModel, NgramModel, cache_folder, open_language_model
 
+_FLAT_VERSION = 2  # kVersion of _ngram.hpp: what another version left in the cache is not opened
 __all__ = [
     "CHECKPOINT",
     "LanguageModelSource",
@@ -226,7 +227,7 @@ def _opened(path: str) -> NgramModel | KenlmModel:
         return open_language_model(found.uri)  # a file that processes share as it is
     key = hashlib.sha256(f"compiled\n{found.uri}\n{found.version}\n{found.size}".encode()).hexdigest()[:32]
     folder = cache_folder() / "language-models"
-    target = folder / f"{key}.w2vlm"
+    target = folder / f"{key}-{_FLAT_VERSION}.w2vlm"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{key}.lock", "wb") as lock:
