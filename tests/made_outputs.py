@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from w2v_ray.plan import Plan, make_plan
 from w2v_ray.schema import ERROR, ITEM, KEPT, TRANSCRIPT
@@ -40,6 +41,17 @@ def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float =
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, lines)))
     return str(manifest)
+
+
+def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, Any]]:
+    """What plain Parquet readers see of a table, in the order of recordings; nothing where there is none."""
+    if not (output / table).exists():
+        return []
+    return (
+        pq.read_table(output / table)
+        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
+        .to_pylist()
+    )
 
 
 def silence(seconds: float, rest: bytes = b"") -> bytes:

@@ -148,7 +148,8 @@ def test_a_late_writer_of_a_merged_shard_counts_for_nothing(tmp_path: Path) -> N
 
 def test_damage_is_not_merged(tmp_path: Path) -> None:
     output = make(tmp_path, tmp_path / "out").output
-    path = tmp_path / "out" / "transcripts" / names(output)[3]
+    paths = (tmp_path / "out" / "transcripts").iterdir()
+    path = next(path for path in paths if pq.read_metadata(path).num_rows)  # not one of the rejected
     table = pq.read_table(path)
     texts = pa.array(["edited"] * table.num_rows)
     edited = table.set_column(table.column_names.index("text"), "text", texts)

@@ -15,6 +15,7 @@ import ray
 import soundfile
 import torch
 
+from tests.made_outputs import rows_of
 from w2v_ray import AutoModelForCTC, AutoProcessor, ConfigError, JobConfig, OutputError, demo, run, schema
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.pipeline import redecode
@@ -22,16 +23,6 @@ from w2v_ray.pools import Pools
 from w2v_ray.progress import Progress
 
 MODEL = str(demo.CHECKPOINT)
-
-
-def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, object]]:
-    if not (output / table).exists():
-        return []
-    return (
-        pq.read_table(output / table)
-        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
-        .to_pylist()
-    )
 
 
 def without_shards(rows: list[dict[str, object]]) -> list[dict[str, object]]:

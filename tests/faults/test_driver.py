@@ -10,25 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
+from tests.made_outputs import rows_of
 from w2v_ray import JobConfig, demo, run
 from w2v_ray.cli import main
 
 MODEL = str(demo.CHECKPOINT)
-
-
-def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, Any]]:
-    if not (output / table).exists():
-        return []
-    return (
-        pq.read_table(output / table)
-        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
-        .to_pylist()
-    )
 
 
 def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:

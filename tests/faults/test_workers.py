@@ -13,24 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from tests.made_outputs import rows_of
 from w2v_ray import CheckpointError, JobConfig, JobError, demo, pipeline, run
 from w2v_ray.stages.decode_audio import DecodeAudio
 from w2v_ray.stages.encode import Encode
 
 CLIPS = sorted(demo.ARCHIVE.glob("*.flac"))
-
-
-def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, Any]]:
-    if not (output / table).exists():
-        return []
-    return (
-        pq.read_table(output / table)
-        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
-        .to_pylist()
-    )
 
 
 def apart_from_shards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
