@@ -15,6 +15,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -224,6 +225,9 @@ struct Labels {
     bool one_source = true;  // a prefix that ends in a label is reached from one prefix only, by one label
     bool one_blank = true;
     bool simple = false;     // each prefix has one way to be spelled: labels are different characters, of words
+    // Sets of labels, where there are less than 64: those of one byte by it, and the others.
+    std::array<std::uint64_t, 256> of_byte{};
+    std::uint64_t of_bytes = 0;
 
     Labels(const std::vector<std::string> &texts, bool bpe) : bpe(bpe) {
         const std::string_view boundary = "\xE2\x96\x81";  // U+2581
@@ -249,6 +253,10 @@ struct Labels {
             return label.blank || (count_chars(label.text) == 1 && label.same == Index(&label - all.data()) &&
                                    (label.space || !has_space(label.text)));
         });
+        for (Index i = 0; i < all.size() && all.size() < 64; ++i) {
+            const bool is_byte = all[i].text.size() == 1;
+            (is_byte ? of_byte[static_cast<unsigned char>(all[i].text[0])] : of_bytes) |= std::uint64_t(1) << i;
+        }
     }
 };
 
@@ -353,6 +361,10 @@ class Trie {
             node = child == to ? kNone : static_cast<Index>(child - bytes_.begin());
         }
         return node;
+    }
+    template <class F>
+    void for_each_byte(Index node, F f) const {  // that a word goes on with
+        for (Index child = first_[node]; child < first_[node + 1]; ++child) f(bytes_[child]);
     }
     bool is_word(Index node) const { return node != kNone && is_word_[node]; }
     // Characters of the shortest word from here on; of tries with few words.
@@ -802,6 +814,7 @@ struct Scratch {
         Index size, chars;
         Index unigram, hotword;  // nodes of the tries
         double score;            // what pyctcdecode adds for an unfinished word; without a model, for hotwords
+        std::uint64_t goes_on;   // the labels that make the beginning of a word of it; 0 is not looked at yet
         Scorer::Word word;
         bool looked_up;
         std::int32_t num_hot;  // hotwords in it as a whole; -1 is not counted yet
@@ -923,6 +936,7 @@ class Search {
         stride_ = labels.all.size() <= 64 ? labels.all.size() : 0;
         history_size_ = static_cast<std::size_t>(std::max(1, options.order - 1));
         parts_cost_ = !options.hotwords && (!scorer || options.unk_score_offset <= 0.0);
+        looks_ahead_ = scorer && parts_cost_ && options.unigrams && labels.simple && labels.all.size() < 64;
         if (scorer && parts_cost_ && options.alpha >= 0.0 && options.unigrams && options.unigrams->num_words()) {
             most_known_ = weighted(scorer->largest_log10_prob());
             most_unknown_ = weighted(scorer->largest_log10_prob() + options.unk_score_offset);
@@ -979,11 +993,25 @@ class Search {
         } else if (part.hotword != kNone) {
             part.score = o_.hotword_weight * part.chars / o_.hotwords->shortest(part.hotword);
         } else if (scorer_) {
-            part.score = part.unigram == kNone ? o_.unk_score_offset : o_.unk_score_offset * 0.0;
-            if (part.chars > kUsualWordLength) part.score = part.score * part.chars / kUsualWordLength;
+            part.score = unfinished_score(part.unigram != kNone, part.chars);
         }
         s_.part_children.resize(s_.part_children.size() + stride_, kNone);
         return static_cast<Index>(s_.parts.size() - 1);
+    }
+
+    double unfinished_score(bool begins_word, Index chars) const {
+        const double score = begins_word ? o_.unk_score_offset * 0.0 : o_.unk_score_offset;
+        return chars > kUsualWordLength ? score * chars / kUsualWordLength : score;
+    }
+    // The score of the part with one more label, if that is known before it is made: no word begins so.
+    double score_ahead(Index part, Index label) {
+        Part &p = s_.parts[part];
+        if (!p.goes_on) {
+            p.goes_on = labels_.of_bytes | kLookedAt;
+            const auto add = [&](unsigned char byte) { p.goes_on |= labels_.of_byte[byte]; };
+            if (p.unigram != kNone) o_.unigrams->for_each_byte(p.unigram, add);
+        }
+        return p.goes_on >> label & 1 ? 0.0 : unfinished_score(false, p.chars + 1);
     }
 
     Index grown_part(Index part, Index column) {
@@ -1360,6 +1388,7 @@ class Search {
                 // A partial word is not even made where the score of its text alone is too low.
                 if (may_skip && parts_cost_ && (!scorer_ || step == Step::kGrow)) {
                     if (most + beam.text_score < floor_) return;
+                    if (looks_ahead_ && most + beam.text_score + score_ahead(node.part, label.same) < floor_) return;
                 } else if (may_skip && node.after == kNone) {  // nor the model asked of a word that cannot help
                     const bool known = o_.unigrams && o_.unigrams->is_word(s_.parts[node.part].unigram);
                     if (most + s_.texts[node.text].score + (known ? most_known_ : most_unknown_) < floor_) return;
@@ -1601,6 +1630,7 @@ class Search {
     }
 
     static constexpr double kLog2 = 0.69314718055994531;
+    static constexpr std::uint64_t kLookedAt = std::uint64_t(1) << 63;
 
     const Labels &labels_;
     const Options &o_;
@@ -1609,6 +1639,7 @@ class Search {
     std::size_t stride_, history_size_;
     bool force_ = false;
     bool parts_cost_;  // a partial word never raises the score of a text
+    bool looks_ahead_;  // at whether a word begins so before a part is made
     // What a word can add to the score of a text, at most.
     double most_known_ = std::numeric_limits<double>::infinity(), most_unknown_ = most_known_;
     Index now_ = 0, turn_ = 0;  // frames, and labels of frames
