@@ -18,7 +18,7 @@ from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
 from w2v_ray.schema import ERROR, WORD
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
-from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 
 __all__ = ["transcribe"]
