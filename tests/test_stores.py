@@ -420,6 +420,19 @@ def test_a_killed_writer_leaves_no_visible_file(tmp_path: Path, exclusive: bool)
     assert target.read_bytes() == b"whole"
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("in_the_way", ["rejects", "_tmp"])
+def test_a_file_where_a_folder_has_to_be_stops_publishing(
+    tmp_path: Path, in_the_way: str, exclusive: bool
+) -> None:
+    (tmp_path / in_the_way).write_bytes(b"mine")
+    with pytest.raises(OutputError, match="Not a directory"):
+        stores.publish(
+            str(tmp_path / "rejects" / "part.parquet"), b"rows", root=str(tmp_path), exclusive=exclusive
+        )
+    assert (tmp_path / in_the_way).read_bytes() == b"mine"
+
+
 def test_outputs_that_cannot_be_written_are_found_out_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for output, complaint in [
