@@ -336,6 +336,22 @@ def test_redirects_are_followed_but_not_in_circles(server: FaultyServer) -> None
         stores.read_range(f"{server.url}/a.wav", None, len(DATA))
 
 
+def test_a_redirect_to_a_signed_link_is_followed_and_never_said(server: FaultyServer) -> None:
+    server.files["/b.wav"] = DATA
+    server.redirect_to = f"{server.url}/b.wav?X-Amz-Signature=canary&sig=canary"
+    server.fail("redirect", at="a.wav", times=None)
+    assert stores.read_range(f"{server.url}/a.wav", None, len(DATA)) == DATA
+    server.fail("500", at="b.wav", times=None)
+    with pytest.raises(ReadError, match="cannot be read") as caught:
+        stores.read_range(f"{server.url}/a.wav", None, len(DATA))
+    assert "/b.wav" in str(caught.value)
+    assert "canary" not in str(caught.value)
+    server.redirect_to = "http://me:canary@169.254.169.254/?sig=canary"
+    with pytest.raises(ReadError, match="link-local") as caught:
+        stores.read_range(f"{server.url}/a.wav", None, len(DATA))
+    assert "canary" not in str(caught.value)
+
+
 def test_a_name_that_means_a_link_local_address_is_not_asked(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def _walk_store(protocol: str, folder: str) -> Iterator[FileInfo]:
             upper, folders = folders, []
             for above, inside in zip(upper, pool.map(partial(_entries, protocol), upper), strict=True):
                 own = [one for one in inside if one["name"].strip("/") == above.strip("/")]
-                if any(one["type"] == "directory" for one in own):  # of "a//b", which cannot be asked for alone
+                if any(one["type"] == "directory" for one in own):  # a//b, of which a// is no folder
                     whole.append(above)
                     continue
                 for one in inside:
