@@ -276,6 +276,17 @@ def test_many_parts_of_which_one_fails_leave_no_half_file(
     assert not uploads.get("Uploads")
 
 
+@pytest.mark.parametrize("fault", ["500", "reset"])
+def test_a_store_that_fails_while_it_is_listed_is_named(
+    server: FaultyServer, bucket: str, fault: Fault
+) -> None:
+    for name in ("a.wav", "b/c.wav"):
+        stores.publish(f"{bucket}/in/{name}", b"audio")
+    server.fail(fault, at="prefix=in%2Fb%2F", times=None)
+    with pytest.raises(InputError, match=f"'{bucket}/in' cannot be listed"):
+        list(list_inputs([f"{bucket}/in"], skipped=Counter()))
+
+
 # ---- the web
 
 
