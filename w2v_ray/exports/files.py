@@ -87,8 +87,7 @@ class Folder:
                 again.seek(0)
                 stores.publish(path, again.read(), root=self.path)
             return
-        # As good as bytes to who writes it or sends it in parts, which clients of stores do with files of this
-        # size; and not in memory as a whole. Never closed here: an error holds on to it, and would be hidden by
-        # the one of closing.
+        # As good as bytes to who writes it or sends it in parts, which clients of stores do with files of
+        # this size; and not in memory as a whole. An error holds on to it, and closing it here would hide that.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         stores.publish(path, cast(bytes, data), root=self.path)
