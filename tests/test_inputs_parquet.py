@@ -157,7 +157,8 @@ def test_rows_that_name_files_are_a_manifest(root: str, tmp_path: Path) -> None:
         listed(write(stores.join(root, "m.parquet"), pa.table({"path": pa.array([None], pa.string())})))
 
 
-def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path, is_counted: bool) -> None:
     (tmp_path / "b.wav").write_bytes(b"other")
     values = [
         {"bytes": b"one", "path": "a.wav"},
@@ -166,7 +167,8 @@ def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path) -> None:
         None,
     ]
     for name, rows in {"mixed": values, "paths": values[1:2]}.items():
-        uri = write(str(tmp_path / f"{name}.parquet"), pa.table({"audio": pa.array(rows, AUDIO)}))
+        table = pa.table({"audio": pa.array(rows, AUDIO)})
+        uri = write(str(tmp_path / f"{name}.parquet"), table, write_statistics=is_counted)
         plan = planned(tmp_path / name, uri)
         if name == "paths":
             assert read(plan) == [(b"other", None)]

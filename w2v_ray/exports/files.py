@@ -88,6 +88,6 @@ class Folder:
                 stores.publish(path, again.read(), root=self.path)
             return
         # As good as bytes to who writes it or sends it in parts, which clients of stores do with files of
-        # this size; and not in memory as a whole. An error holds on to it, and closing it here would hide that.
+        # this size; and not in memory as a whole. Never closed: that would hide an error.
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         stores.publish(path, cast(bytes, data), root=self.path)
