@@ -87,7 +87,8 @@ def partition_folder(key: str, value: object) -> str:
     if value is None:
         text = _NO_VALUE
     else:
-        text = quote(value if isinstance(value, str) else json.dumps(value, sort_keys=True), safe=" ,")
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        text = quote(text, safe=" ,", errors="replace")  # half a surrogate pair, which no reader takes
     return f"{quote(key, safe='')}={text or _NO_VALUE}"
 
 
