@@ -20,6 +20,7 @@ from w2v_ray.cli_decode import (
     quieten_ray,
     redecode,
     run_redecode,
+    under_way,
     whole_number,
 )
 from w2v_ray.config import ATTN_IMPLEMENTATIONS, ON_CHANGE, JobConfig, RedecodeConfig, load_job
@@ -342,7 +343,7 @@ def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
         quieten_ray(args)
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
-        with console.shown_progress(quiet=args.json) as on_progress:
+        with console.shown_progress(quiet=args.json) as on_progress, under_way():
             summary = run_plan(job, plan, on_progress=on_progress)
     return _finish(job, summary, args)
 
