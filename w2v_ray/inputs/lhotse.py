@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from w2v_ray import stores
 from w2v_ray.errors import InputError
 from w2v_ray.inputs.entries import Entry, encodable, escape, metadata_json
+from w2v_ray.schema import DAMAGE_KEY
 
 __all__ = ["is_cut", "is_shar", "named_cut", "read_shar"]
 
@@ -101,6 +102,7 @@ def _source(where: str, channel: object, sources: list[Mapping[str, Any]]) -> _S
 
 def _metadata(cut: Mapping[str, Any]) -> dict[str, object]:
     values: dict[str, object] = dict(cut.get("custom") or {})
+    values.pop(DAMAGE_KEY, None)
     supervisions = [one for one in cut.get("supervisions") or () if isinstance(one, dict)]
     texts = [str(one["text"]) for one in supervisions if one.get("text") is not None]
     if texts:
