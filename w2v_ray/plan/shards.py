@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from w2v_ray.errors import InputError
 from w2v_ray.parts import partition_folder
 from w2v_ray.schema import ITEM
 
@@ -27,6 +28,7 @@ _MAX_ITEMS = 4096
 _BYTES_PER_S = 32_000.0  # 16-bit samples at 16 kHz
 _MAX_BYTES = 512 << 20  # of files read whole, however few seconds a high rate makes of them
 _MAX_WHOLE_BYTES = 64 << 20  # larger files are opened in place
+_MAX_NAME_BYTES = 255  # of a folder; percent-encoded names are ASCII
 
 
 def long_seconds(shard_seconds: float) -> float:
@@ -86,6 +88,9 @@ def make_items(
 
     Returns:
         A table of the schema ITEM, shard after shard.
+
+    Raises:
+        InputError: A value of ``partition_by`` is too long for the name of a folder.
     """
     return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, partition_by)
 
@@ -130,7 +135,14 @@ def _partitioned(items: pa.Table, key: str) -> tuple[pa.Table, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, metadata in enumerate(items.column("metadata").to_pylist()):
         value = json.loads(metadata).get(key) if metadata else None
-        rows.setdefault(partition_folder(key, value), []).append(row)
+        folder = partition_folder(key, value)
+        if len(folder) > _MAX_NAME_BYTES:
+            raise InputError(
+                f"{items.column('recording_id')[row].as_py()!r} has a value of {key!r} that makes a folder "
+                f"name of {len(folder)} bytes where {_MAX_NAME_BYTES} are the most; shorten it, or partition "
+                "by another key"
+            )
+        rows.setdefault(folder, []).append(row)
     order = [row for found in rows.values() for row in found]
     return items.take(pa.array(order, pa.int64())), [len(found) for found in rows.values()]
 
