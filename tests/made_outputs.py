@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2v_ray.plan import Plan, make_plan
-from w2v_ray.schema import ERROR, ITEM, KEPT, TRANSCRIPT
+from w2v_ray.schema import ERROR, ITEM, KEPT, LABEL, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 JOB: dict[str, Any] = {"model": "m", "shard_seconds": 100.0}
@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         *TRANSCRIPT,
         *(ITEM.field(name) for name in ("byte_size", "planned_s", "generation")),
         *KEPT,
+        *(LABEL.field(name) for name in ("label", "score", "labels")),
         pa.field("error", ERROR),
     ]
 )
@@ -91,6 +92,7 @@ def made_rows(item: Mapping[str, Any], *, failing: Failing = ()) -> list[dict[st
                 "duration_s": length_s,
                 "text": f"{item['recording_id']} {item['byte_size']} {item['version']}",
                 "words": [],
+                "label": f"label of {index}",
             }
         )
     if failing(item) if callable(failing) else item["recording_id"] in failing:
@@ -105,6 +107,7 @@ def publish(
     *,
     failing: Failing = (),
     table: str = "transcripts",
+    also: tuple[str, ...] = (),
     keeps_log_probs: bool = False,
 ) -> list[dict[str, Any]]:
     """Publishes shards of a plan, all that are pending by default, as the pipeline would."""
@@ -113,6 +116,7 @@ def publish(
             output=planned.output,
             job_fingerprint=planned.job_fingerprint,
             table=table,
+            also=also,
             keeps_log_probs=keeps_log_probs,
             partition_by=planned.partition_by,
         )
