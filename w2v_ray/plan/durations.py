@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from w2v_ray import stores
 from w2v_ray.inputs.entries import extension
@@ -52,25 +52,29 @@ def with_durations(entries: pa.Table, *, long_s: float, unknown_s: float) -> pa.
     """
     from w2v_ray.audio import codecs  # noqa: F401 - a broken installation shows here, not as estimates
 
-    known = entries.column("duration_s").combine_chunks()
-    is_unsure = pc.or_kleene(pc.is_null(known), pc.greater(known, long_s))
-    unsure = entries.filter(is_unsure).select(Recording._fields)
-    if not unsure.num_rows:
-        return entries
-    is_remote = not all(map(stores.is_local, pc.unique(unsure.column("uri")).to_pylist()))
-    durations = np.empty(unsure.num_rows)
+    durations = np.empty(entries.num_rows)
     look, measure = partial(_plain, long_s=long_s), partial(duration_s, long_s=long_s, unknown_s=unknown_s)
-    with ThreadPoolExecutor(_REMOTE_THREADS if is_remote else _LOCAL_THREADS) as pool:
-        for begin in range(0, unsure.num_rows, _CHUNK):
-            columns = unsure.slice(begin, _CHUNK).to_pydict().values()
+    with ThreadPoolExecutor(_LOCAL_THREADS) as threads, ThreadPoolExecutor(_REMOTE_THREADS) as many_threads:
+        for begin in range(0, entries.num_rows, _CHUNK):
+            chunk = entries.slice(begin, _CHUNK).select(Recording._fields)
+            known = chunk.column("duration_s").to_numpy()
+            found = durations[begin : begin + len(known)]
+            found[:] = known
+            unsure = np.flatnonzero(~(known <= long_s))  # or NaN: not known
+            if not len(unsure):
+                continue
+            columns = chunk.take(pa.array(unsure)).to_pydict().values()
             rows = list(map(Recording._make, zip(*columns, strict=True)))
             slices = [rows[start : start + _SLICE] for start in range(0, len(rows), _SLICE)]
-            found = durations[begin : begin + len(rows)]
-            found[:] = np.concatenate(list(pool.map(look, slices)))
+            found[unsure] = list(chain.from_iterable(threads.map(look, slices)))
             left = np.flatnonzero(np.isnan(found))
-            found[left] = list(pool.map(measure, [rows[row] for row in left]))
-    durations_s = pc.replace_with_mask(known, is_unsure, pa.array(durations))
-    return entries.set_column(entries.column_names.index("duration_s"), "duration_s", durations_s)
+            if len(left):
+                rows = [rows[row] for row in np.searchsorted(unsure, left)]
+                is_local = all(stores.is_local(row.uri) for row in rows)
+                found[left] = list((threads if is_local else many_threads).map(measure, rows))
+    return entries.set_column(
+        entries.column_names.index("duration_s"), "duration_s", pa.array(durations, pa.float64())
+    )
 
 
 def duration_s(row: Recording, long_s: float, unknown_s: float) -> float:
