@@ -13,7 +13,7 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["current_items", "edition_of", "fingerprint_of_edition", "newest_items"]
+__all__ = ["current_items", "edition_of", "fingerprint_of_edition", "newest_items", "only_newest"]
 
 _NEEDED = ("recording_id", "fingerprint", "generation")
 
@@ -30,9 +30,14 @@ def edition_of(fingerprint: str) -> str:
 
 def newest_items(items: pa.Table) -> pa.BooleanArray:
     """Of each planned item whether nothing planned later takes its place."""
-    if not items.num_rows or pc.max(items.column("generation")).as_py() == 1:
+    if _is_first(items):
         return pa.repeat(True, items.num_rows)
     return _chosen(items, None)
+
+
+def only_newest(items: pa.Table) -> pa.Table:
+    """The planned items whose place nothing planned later takes; a million are not copied for nothing."""
+    return items if _is_first(items) else items.filter(newest_items(items))
 
 
 def current_items(items: pa.Table, published: Collection[str]) -> pa.BooleanArray:
@@ -48,6 +53,11 @@ def current_items(items: pa.Table, published: Collection[str]) -> pa.BooleanArra
     if pc.max(items.column("generation")).as_py() == 1:
         return is_published
     return _chosen(items, is_published)
+
+
+def _is_first(items: pa.Table) -> bool:
+    """Whether nothing has been planned again."""
+    return not items.num_rows or pc.max(items.column("generation")).as_py() == 1
 
 
 def _chosen(items: pa.Table, is_published: pa.BooleanArray | None) -> pa.BooleanArray:

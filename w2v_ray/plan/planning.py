@@ -26,7 +26,7 @@ from w2v_ray.inputs import Entry, list_inputs
 from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
-from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
+from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
 from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
@@ -134,7 +134,7 @@ def make_plan(
     fingerprint = records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
-    known = Known(planned.filter(newest_items(planned)))
+    known = Known(only_newest(planned))
     listed = _listed(inputs, skipped, _containers(planned), audio_column, known, read_keys(job))
     kept = _first_of_each(listed)
     known.check_names(kept)
@@ -195,7 +195,7 @@ def plan_entries(
     items = make_shards(again, shard_seconds, partition_key(job))
     if not changed:
         return items
-    newest = planned.filter(newest_items(planned))
+    newest = only_newest(planned)
     is_changed = pc.is_in(newest.column("recording_id"), value_set=pa.array(list(changed), pa.string()))
     ranges: dict[str, list[dict[str, Any]]] = {}
     for row in newest.filter(is_changed).to_pylist():
@@ -238,7 +238,7 @@ def plan_of(
 ) -> Plan:
     """All that is planned, beside what of it is published."""
     published = list_parts(output, records.table_of(job)).files
-    wanted = set(pc.unique(items.filter(newest_items(items)).column("shard_id")).to_pylist())
+    wanted = set(pc.unique(only_newest(items).column("shard_id")).to_pylist())
     seconds = {
         shard_id: pc.sum(items.column("planned_s").slice(begin, size)).as_py()
         for shard_id, begin, size in shard_bounds(items)
@@ -296,11 +296,12 @@ def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
 
     What a store gives no version of may have changed, and is looked into each time.
     """
-    planned = planned.filter(pc.and_(newest_items(planned), pc.is_valid(planned.column("version"))))
+    planned = only_newest(planned)
     is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
     is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
     names = ["uri", "version", "container"]
-    files = planned.filter(pc.or_(is_inside, is_damage)).group_by(names).aggregate([])
+    is_looked_into = pc.and_(pc.or_(is_inside, is_damage), pc.is_valid(planned.column("version")))
+    files = planned.select(names).filter(is_looked_into).group_by(names).aggregate([])
     versions = files.group_by("uri").aggregate([("version", "count_distinct", pc.CountOptions(mode="all"))])
     is_mixed = pc.greater(versions.column("version_count_distinct"), 1)
     mixed = versions.column("uri").filter(is_mixed).combine_chunks()
@@ -335,7 +336,7 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     """The entries that no plan holds as they are, with the generation that each is to be."""
     if not planned.num_rows or not listed.num_rows:
         return _with_generation(listed, [1] * listed.num_rows)
-    newest = planned.filter(newest_items(planned))
+    newest = only_newest(planned)
     known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
     ids = planned.column("recording_id").combine_chunks()

@@ -106,12 +106,9 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
     in_place = pc.if_else(is_whole, pc.min_element_wise(num_bytes, _MAX_WHOLE_BYTES), 0)
     # Of rows of tables only the length is estimated.
     estimate = pc.cast(pc.multiply(items.column("planned_s"), _BYTES_PER_S), pa.int64(), safe=False)
-    inside = pc.coalesce(items.column("byte_size"), estimate)
-    weights = pc.if_else(is_inside, inside, in_place).to_pylist()
+    weights = pc.if_else(is_inside, pc.coalesce(items.column("byte_size"), estimate), in_place).to_pylist()
     seconds = items.column("planned_s").to_pylist()
-    names = list(
-        map("{}~{}".format, items.column("fingerprint").to_pylist(), items.column("generation").to_pylist())
-    )
+    editions = [items.column(name).combine_chunks() for name in ("fingerprint", "generation")]
     shard_ids: list[str] = []
     indices: list[int] = []
     first = 0
@@ -119,7 +116,9 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
         begin, last = first, first + size
         for end in group(seconds[first:last], weights[first:last], shard_seconds):
             end += first
-            shard_id = hashlib.sha256("\n".join(names[begin:end]).encode()).hexdigest()[:20]
+            inside = (column.slice(begin, end - begin).to_pylist() for column in editions)
+            names = "\n".join(map("{}~{}".format, *inside))
+            shard_id = hashlib.sha256(names.encode()).hexdigest()[:20]
             shard_ids += [shard_id] * (end - begin)
             indices += range(end - begin)
             begin = end
@@ -159,6 +158,15 @@ def shard_bounds(items: pa.Table) -> Iterator[tuple[str, int, int]]:
 
 def _cut(entries: pa.Table, shard_seconds: float) -> pa.Table:
     """Adds planned_s, start_is_cut and end_is_cut; a long entry becomes several rows."""
+    longest_s = pc.max(entries.column("duration_s")).as_py()
+    if shard_seconds == math.inf or longest_s is None or longest_s <= long_seconds(shard_seconds):
+        is_cut = pa.repeat(False, entries.num_rows)
+        return (
+            entries.append_column("planned_s", entries.column("duration_s"))
+            .drop_columns(["duration_s"])
+            .append_column("start_is_cut", is_cut)
+            .append_column("end_is_cut", is_cut)
+        )
     names = ("start_s", "end_s", "duration_s", "fingerprint")
     rows: list[int] = []
     starts: list[float | None] = []
