@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,15 @@ def test_log_probs_are_those_of_the_model(encode: Encode, tiny_checkpoint: Path)
             expected = model(features["input_values"]).logits[0].log_softmax(-1).numpy()
         assert_same(ours, expected)
         assert np.exp(expected).sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_torch_is_loaded_by_what_encodes_alone() -> None:
+    """Every worker imports these, and torch is most of what a worker takes."""
+    script = (
+        "import sys, w2v_ray.pipeline, w2v_ray.plugin, w2v_ray.plugin_align; print('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
 def test_columns(encode: Encode) -> None:
