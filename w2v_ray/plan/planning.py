@@ -298,9 +298,8 @@ def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
     """
     planned = planned.filter(pc.and_(newest_items(planned), pc.is_valid(planned.column("version"))))
     is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
-    is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
     names = ["uri", "version", "container"]
-    files = planned.filter(pc.or_(is_inside, is_damage)).group_by(names).aggregate([])
+    files = planned.filter(pc.or_(is_inside, _is_damage(planned))).group_by(names).aggregate([])
     versions = files.group_by("uri").aggregate([("version", "count_distinct", pc.CountOptions(mode="all"))])
     is_mixed = pc.greater(versions.column("version_count_distinct"), 1)
     mixed = versions.column("uri").filter(is_mixed).combine_chunks()
@@ -344,8 +343,9 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     new = new.filter(pc.invert(pc.and_(is_gone, pc.is_in(new.column("recording_id"), value_set=ids))))
     is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
     changed = new.filter(is_changed)
+    damages = _mended(new, newest)
     if not changed.num_rows:
-        return _with_generation(new, [1] * new.num_rows)
+        return _with_generation(new, [1] * new.num_rows, damages)
     if on_change == "refuse":
         row = changed.slice(0, 1).to_pylist()[0]
         before = newest.filter(pc.equal(newest.column("recording_id"), row["recording_id"]))
@@ -356,7 +356,30 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
             "--on-change new, or name a new --output"
         )
     last = _last_generations(planned, changed.column("recording_id"))
-    return _with_generation(new, [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()])
+    generations = [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()]
+    return _with_generation(new, generations, damages)
+
+
+def _mended(new: pa.Table, newest: pa.Table) -> list[str | None]:
+    """Of each new entry the item for the damage that its file had when it was planned, if it has none now."""
+    stands_for_all = pc.equal(newest.column("recording_id"), newest.column("uri"))
+    before = newest.filter(pc.and_(_is_damage(newest), stands_for_all))
+    if not before.num_rows:
+        return [None] * new.num_rows
+    uris, versions, fingerprints = (before.column(n).to_pylist() for n in ("uri", "version", "fingerprint"))
+    damages = dict(zip(uris, zip(versions, fingerprints, strict=True), strict=True))
+    for uri in new.filter(_is_damage(new)).column("uri").to_pylist():
+        damages.pop(uri, None)  # damaged again: that item takes the place of the one before
+    found = []
+    for uri, version in zip(new.column("uri").to_pylist(), new.column("version").to_pylist(), strict=True):
+        old_version, fingerprint = damages.get(uri, (version, None))
+        found.append(None if version == old_version else fingerprint)
+    return found
+
+
+def _is_damage(items: pa.Table) -> pa.ChunkedArray:
+    """Of each item whether it stands for what of its file could not be planned."""
+    return pc.fill_null(pc.match_substring(items.column("metadata"), DAMAGE_KEY), False)
 
 
 def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
@@ -368,11 +391,15 @@ def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict
     )
 
 
-def _with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
+def _with_generation(
+    entries: pa.Table, generations: list[int], damages: Sequence[str | None] = ()
+) -> pa.Table:
     """The entries with their generations, and with the fingerprints of their editions."""
-    if max(generations, default=1) > 1:
-        pairs = zip(entries.column("fingerprint").to_pylist(), generations, strict=True)
-        names = pa.array([fingerprint_of_edition(*pair) for pair in pairs], pa.string())
+    if max(generations, default=1) > 1 or any(damages):
+        fingerprints = entries.column("fingerprint").to_pylist()
+        damages = damages or [None] * len(generations)
+        triples = zip(fingerprints, generations, damages, strict=True)
+        names = pa.array([fingerprint_of_edition(*triple) for triple in triples], pa.string())
         entries = entries.set_column(entries.column_names.index("fingerprint"), "fingerprint", names)
     return entries.append_column("generation", pa.array(generations, pa.int32()))
 
