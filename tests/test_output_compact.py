@@ -13,7 +13,7 @@ import pytest
 from tests.made_outputs import plan, publish, write_archive
 from w2v_ray import stores
 from w2v_ray.crash_points import CRASH_POINTS, EXIT_CODE
-from w2v_ray.errors import ConfigError, OutputError
+from w2v_ray.errors import ConfigError, InputError, OutputError
 from w2v_ray.output import audit, compact, current_rows
 from w2v_ray.plan import Plan, status
 
@@ -218,3 +218,17 @@ def test_odd_values_of_partitions_are_written_as_hive_does(tmp_path: Path) -> No
     shutil.move(f"{planned.output}/transcripts/kind=7", f"{planned.output}/transcripts/kind=8")
     (finding,) = audit(planned.output).findings
     assert (finding.kind, finding.detail) == ("damaged", "belongs into kind=7")
+
+
+def test_a_key_that_no_entry_has_is_refused(tmp_path: Path) -> None:
+    manifest = write_archive(tmp_path / "in", {"a.wav": "x"})
+    with pytest.raises(InputError, match=r"partition_by is 'lang', which no entry .* \(their keys: kind\)"):
+        plan(manifest, tmp_path / "out", partition_by="lang")
+    with pytest.raises(InputError, match=r"\(their keys: none\); name one of a manifest, or leave"):
+        plan(str(tmp_path / "in" / "a.wav"), tmp_path / "out", partition_by="lang")
+    assert plan(manifest, tmp_path / "out", partition_by="kind").num_new == 1
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.wav").write_bytes((tmp_path / "in" / "a.wav").read_bytes())
+    assert plan(str(tmp_path / "more"), tmp_path / "out", partition_by="kind").num_new == 1
+    (tmp_path / "x.tar").write_bytes(b"")
+    assert plan(str(tmp_path / "x.tar"), tmp_path / "damaged", partition_by="lang").num_new == 1

@@ -28,7 +28,7 @@ from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
-from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
+from w2v_ray.plan.shards import check_partition_key, long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
@@ -125,7 +125,8 @@ def make_plan(
         audio_column: The column of tables that holds or names the audio; None: found by its name and type.
 
     Raises:
-        InputError: An input does not exist or holds no audio, or two recordings have one id.
+        InputError: An input does not exist or holds no audio, two recordings have one id, or no entry has
+            the key by which files are to be partitioned.
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
             changed since, unless ``on_change`` is ``new``.
     """
@@ -146,6 +147,8 @@ def make_plan(
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
         key = partition_key(job)
+        if key is not None:
+            check_partition_key(key, new, planned)
         items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
         if records.read_job(output)[0] != fingerprint:
             raise OutputError(
