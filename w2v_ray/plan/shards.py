@@ -15,9 +15,18 @@ import pyarrow.compute as pc
 
 from w2v_ray.errors import InputError
 from w2v_ray.parts import partition_folder
-from w2v_ray.schema import ITEM
+from w2v_ray.plan.known import text_slices
+from w2v_ray.schema import DAMAGE_KEY, ITEM
 
-__all__ = ["group", "long_seconds", "make_items", "make_shards", "shard_bounds", "time_ranges"]
+__all__ = [
+    "check_partition_key",
+    "group",
+    "long_seconds",
+    "make_items",
+    "make_shards",
+    "shard_bounds",
+    "time_ranges",
+]
 
 _LONG = 1.5  # ranges: a recording up to this length is not cut
 _MIN_LAST = 1 / 3  # of a range: a shorter rest stays with the range before it
@@ -72,6 +81,32 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
         total_s += seconds
         total_bytes += size
     return [*ends, len(planned_s)] if planned_s else []
+
+
+def check_partition_key(key: str, *tables: pa.Table) -> None:
+    """Sees that some entry or planned item says something under the key by which files are partitioned.
+
+    Raises:
+        InputError: None does, so that all would be in one partition without a value.
+    """
+    names: set[str] = set()
+    is_damage_all = True
+    for table in tables:
+        for texts in text_slices(table.column("metadata")):
+            for text in texts:
+                said = json.loads(text or "{}")
+                if key in said:
+                    return
+                if DAMAGE_KEY not in said:
+                    is_damage_all = False
+                    names.update(said)
+    if is_damage_all:  # which says nothing of what there is
+        return
+    known = ", ".join(sorted(names)[:10]) or "none"
+    raise InputError(
+        f"partition_by is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
+        "of a manifest, or leave partition_by out"
+    )
 
 
 def make_items(
