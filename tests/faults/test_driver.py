@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults import slow_driver
 from tests.made_outputs import rows_of, without_places, write_speech
-from w2v_ray import JobConfig, demo, pipeline, run, stores
+from w2v_ray import JobConfig, demo, run, stages, stores
 from w2v_ray.cli import main
 from w2v_ray.output import audit
 
@@ -71,7 +71,7 @@ def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
     published = kill_on_its_way(doomed, outputs[0])
     assert published
 
-    monkeypatch.setattr(pipeline, "Encode", slow_driver.slow(pipeline.Encode))
+    monkeypatch.setattr(stages, "Encode", slow_driver.slow(stages.Encode))
     jobs = [
         JobConfig(
             inputs=(source,),
