@@ -53,7 +53,7 @@ dataset    -> output
 plugin_rows -> audio_config errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
-demo       -> errors
+demo       -> errors text
 exports    -> errors output parts plan schema stores
 console    -> demo job metrics output plan progress
 cli_lm     -> errors text
