@@ -87,9 +87,9 @@ def with_encoder(head: Path) -> Path:
             _put_together(head, temporary)
             temporary.chmod(0o755)
             os.rename(temporary, target)
-        except OSError:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not target.is_dir():  # else another process was the first
+            if not (isinstance(error, OSError) and target.is_dir()):  # another process was the first
                 raise
     except OSError as error:
         raise OutputError(
