@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -19,6 +21,8 @@ sys.path.insert(0, str(PIPELINES))
 import speaker_clips as sp  # noqa: E402  # they lie beside the recipes, not in the package
 import speaker_trials as st  # noqa: E402
 import train_demo_heads as th  # noqa: E402
+
+from tests.pipelines.few_clips import few_clips, few_recordings  # noqa: E402
 
 
 def recording(speaker: str, seconds: float, value: float = 0.0, corpus: str = "librispeech") -> sp.Recording:
@@ -102,3 +106,26 @@ def test_pooling_is_that_of_the_model() -> None:
     found = th.pooled(x, torch.zeros(4), torch.ones(4))
     assert torch.allclose(found[:, :4], x.clamp(min=0).mean(1))
     assert torch.allclose(found[:, 12:], (-x).clamp(min=0).std(1))
+
+
+@pytest.mark.slow
+def test_it_trains_both_heads_and_judges_what_it_wrote(shared_data: Path, tmp_path: Path) -> None:
+    few_clips(shared_data, tmp_path / "data")
+    few_recordings(shared_data, tmp_path / "data")
+    command = [sys.executable, str(PIPELINES / "train_demo_heads.py"), "--data", str(tmp_path / "data")]
+    command += ["--output", str(tmp_path / "heads"), "--speaker-passes", "1", "--keyword-passes", "1"]
+    environment = os.environ | {"W2V_RAY_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "heads" / "speaker" / "evaluation.json").read_text())
+    assert {"test LibriSpeech, 10 s", "test LibriSpeech, 5 s", "dev LibriSpeech, 5 s"} < set(results)
+    assert results["test LibriSpeech, 10 s"]["num_speakers"] == 3
+    assert results["test LibriSpeech, 5 s"]["eer"] < 0.4
+    results = json.loads((tmp_path / "heads" / "keywords" / "evaluation.json").read_text())
+    assert results["test Speech Commands"]["num_clips"] > 20
+    whole = demo.with_encoder(tmp_path / "heads" / "keywords")
+    assert {path.name for path in whole.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
