@@ -60,14 +60,15 @@ plugin_align -> hub job plugin_rows schema stages
 plugin_heads -> head_config heads plugin_rows schema stages
 demo       -> errors text
 exports    -> errors output parts plan schema stores
-console    -> demo job metrics output plan progress
+console    -> job output plan progress
+console_demo -> demo metrics
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
 cli_export -> exports
 cli_output -> console errors output
 cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_export cli_jobs cli_lm cli_output config console demo errors job pipeline plan
-cli        -> w2v_ray
+cli        -> cli_decode cli_export cli_jobs cli_lm cli_output config console console_demo demo errors
+cli        -> job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
