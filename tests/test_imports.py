@@ -39,7 +39,7 @@ attempts   ->
 item_process -> errors
 quarantine -> attempts errors item_process schema
 execution  -> attempts errors plan progress ray_auth
-metrics    ->
+metrics    -> errors
 progress   ->
 stages     -> audio audio_config containers crash_points decoder_config errors models parts processors schema stores text
 frame_rate -> audio errors hub models processors schema
