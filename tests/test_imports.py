@@ -54,13 +54,21 @@ plugin_rows -> audio_config errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
 plugin_align -> hub job plugin_rows schema stages
 demo       -> errors
-exports    -> errors output parts plan schema stores
+recording_names -> errors
+rttm       -> errors inputs
+result_files -> errors stores
+embeddings -> errors inputs metrics output recording_names
+exports    -> errors output parts plan rttm schema stores
+references -> errors exports inputs metrics recording_names rttm
 console    -> demo job metrics output plan progress
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
+cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
+cli_frames -> metrics references
 cli_output -> console errors output
-cli        -> align_config audio_config cli_decode cli_export cli_lm cli_output config console demo
+cli        -> align_config audio_config cli_decode cli_embeddings cli_export cli_frames cli_lm cli_output
+cli        -> config console demo
 cli        -> errors job pipeline plan w2v_ray
 """  # noqa: E501
 ALLOWED: dict[str, set[str]] = {}

@@ -108,6 +108,7 @@ __all__ = [
     "audit",
     "compact",
     "export",
+    "read_embeddings",
     "read_output",
     "redecode",
     "run",
@@ -123,6 +124,7 @@ if TYPE_CHECKING:
     from w2v_ray.config import JobConfig, RedecodeConfig
     from w2v_ray.dataset import read_output
     from w2v_ray.decoder_config import DecoderConfig
+    from w2v_ray.embeddings import read_embeddings
     from w2v_ray.exports import ExportSummary, export
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import (
@@ -240,6 +242,7 @@ else:
         "export": "w2v_ray.exports",
         "audit": "w2v_ray.output",
         "compact": "w2v_ray.output",
+        "read_embeddings": "w2v_ray.embeddings",
         "read_output": "w2v_ray.dataset",
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",

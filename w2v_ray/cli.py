@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_export, cli_lm, cli_output
+from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_lm, cli_output
 from w2v_ray.audio_config import ON_TRUNCATED
 from w2v_ray.cli_decode import (
     add_decoder_arguments,
@@ -158,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
     cli_export.add_export(commands, common)
     cli_output.add_commands(commands, common)
+    cli_embeddings.add_commands(commands, common)
+    cli_frames.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
     return parser
 
@@ -421,6 +423,8 @@ def _status_of(output: str) -> Status:
 
 
 _COMMANDS = {
+    **cli_embeddings.COMMANDS,
+    **cli_frames.COMMANDS,
     "align": _align,
     "audit": cli_output.audit,
     "compact": cli_output.compact,
