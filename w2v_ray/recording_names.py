@@ -22,30 +22,32 @@ def match_names(wanted: Collection[str], names: Iterable[tuple[str, int]], *, so
 
     Args:
         wanted: Ids, or their ends.
-        names: Full names and the number of what each stands for, of which several may stand for one.
+        names: Full names and the number of what each stands for; several may stand for one, the best first.
         source: What holds the wanted names, for the error.
 
     Raises:
         InputError: A wanted name is the end of several names.
     """
     names = list(names)
-    found = _matched(set(wanted), ((name, name, number) for name, number in names), source)
+    found = _matched(set(wanted), names, names, source)
     rest = set(wanted) - found.keys()
     if rest:
-        ends = ((end, name, number) for name, number in names for end in _ends(name))
-        found |= _matched(rest, ends, source)
+        ends = ((end, number) for name, number in names for end in _ends(name))
+        found |= _matched(rest, ends, names, source)
     return found
 
 
-def _matched(wanted: set[str], ends: Iterable[tuple[str, str, int]], source: str) -> dict[str, int]:
-    found: dict[str, tuple[str, int]] = {}
-    for end, name, number in ends:
-        if end in wanted and found.setdefault(end, (name, number))[1] != number:
+def _matched(
+    wanted: set[str], ends: Iterable[tuple[str, int]], names: list[tuple[str, int]], source: str
+) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for end, number in ends:
+        if end in wanted and found.setdefault(end, number) != number:
+            one, other = (next(name for name, of in names if of == which) for which in (found[end], number))
             raise InputError(
-                f"{source} names {end!r}, which may be {found[end][0]!r} or {name!r}; "
-                "write more of the id, or all of it"
+                f"{source} names {end!r}, which may be {one!r} or {other!r}; write more of the id"
             )
-    return {end: number for end, (_, number) in found.items()}
+    return found
 
 
 def _ends(name: str) -> Iterator[str]:

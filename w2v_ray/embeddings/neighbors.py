@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from w2v_ray.embeddings.reading import embedding_matrix, embedding_names
@@ -168,8 +169,8 @@ def _faiss() -> Any:
 
 def _places(called: pa.Array, names: pa.Array) -> NDArray[np.int64]:
     """Where each of some names is among others; -1: nowhere."""
-    found = called.index_in(names) if len(names) else pa.nulls(len(called), pa.int32())
-    return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+    found = pc.fill_null(pc.index_in(called, value_set=names), -1)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
 
 
 def _lists(vectors: NDArray[np.floating]) -> pa.FixedSizeListArray:
