@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
 from tests.export_outputs import failed, item, made_output
@@ -16,6 +17,7 @@ from tests.speaker_outputs import embedded, embeddings_output, table_of, utteran
 from w2v_ray import ConfigError, InputError, MissingExtraError, OutputError, read_embeddings
 from w2v_ray.embeddings import (
     cluster_speakers,
+    clustering,
     embedding_matrix,
     embedding_names,
     match_rows,
@@ -180,6 +182,36 @@ def test_noisy_speakers_are_told_apart_as_well_as_they_can_be() -> None:
     assert adjusted_rand_score(speakers, found) > 0.99
 
 
+@pytest.mark.parametrize("threshold", [-1.0, -0.2, 0.1, 0.3, 0.6, 0.9])
+def test_groups_are_merged_as_scikit_learn_merges(threshold: float) -> None:
+    for seed in range(10):
+        vectors = np.random.default_rng(seed).normal(size=(80, 6))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        ours = clustering.merge_groups(vectors, np.ones(80, np.int64), threshold)
+        theirs = AgglomerativeClustering(
+            n_clusters=None, distance_threshold=1 - threshold + 1e-9, metric="cosine", linkage="average"
+        ).fit_predict(vectors)
+        assert adjusted_rand_score(ours, theirs) == 1
+        # And as it goes on from groups of two that it has merged before.
+        half = clustering.merge_groups(vectors, np.ones(80, np.int64), max(threshold, 0.95))
+        names, groups, sizes = np.unique(half, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(names), 6))
+        np.add.at(sums, groups, vectors)
+        assert adjusted_rand_score(clustering.merge_groups(sums, sizes, threshold)[groups], theirs) == 1
+
+
+def test_two_stages_find_the_speakers_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "_PART", 70)
+    speakers = np.random.default_rng(1).integers(0, 30, 600).tolist()
+    table = table_of(utterances(speakers, noise=0.05, size=64))
+    one, two = (
+        cluster_speakers(table, method=method).column("speaker").to_pylist()
+        for method in ("agglomerative", "two-stage")
+    )
+    assert one == two
+    assert adjusted_rand_score(speakers, two) == 1
+
+
 def test_one_row_is_one_speaker() -> None:
     assert cluster_speakers(table_of(voices(1))).column("speaker").to_pylist() == ["speaker-0001"]
 
@@ -194,6 +226,7 @@ def test_one_row_is_one_speaker() -> None:
         ({"min_size": 0}, "min_size is 0, expected at least 1"),
         ({"method": "hdbscan", "min_size": 1}, "min_size is 1, expected at least 2"),
         ({"method": "hdbscan", "threshold": 0.5}, "hdbscan takes neither"),
+        ({"method": "two-stage", "num_speakers": 2}, "two-stage takes none"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], complaint: str) -> None:
@@ -207,7 +240,7 @@ def test_too_many_and_too_few_rows_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match="3 embeddings, too few for hdbscan with min_size 5"):
         cluster_speakers(table_of(voices(3)), method="hdbscan")
     many = table_of(np.tile(np.eye(2, dtype=np.float32), (11_200, 1)))
-    with pytest.raises(InputError, match=r"22,400 embeddings, .* in 4 GB; choose hdbscan, or .* 22,360 "):
+    with pytest.raises(InputError, match=r"22,400 embeddings, .* in 4 GB, more than 4; choose two-stage"):
         cluster_speakers(many)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(MissingExtraError, match=r"w2v-ray\[speakers\]"):

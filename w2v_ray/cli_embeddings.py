@@ -98,9 +98,10 @@ def _add_cluster(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         default="agglomerative",
-        choices=["agglomerative", "hdbscan"],
-        help="agglomerative merges what is alike until --threshold or --num-speakers; hdbscan finds dense "
-        "groups and leaves the rest without a speaker (default: %(default)s)",
+        choices=["agglomerative", "two-stage", "hdbscan"],
+        help="agglomerative merges what is alike until --threshold or --num-speakers; two-stage does so in "
+        "parts, for more than 22,360 rows; hdbscan finds dense groups and leaves the rest without a speaker "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
