@@ -113,6 +113,21 @@ def test_turns_are_exported_without_the_seams_of_segments(turned: str, tmp_path:
     assert found[1]["metadata"] == {"kind": "call"}
 
 
+def test_the_command_exports_what_is_no_text(
+    turned: str, labelled: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output, format, line in [
+        (turned, "rttm", "exported   2 recordings with 6 turns in 5 segments"),
+        (labelled, "jsonl", "exported   4 recordings with 4 labels in 6 segments"),
+    ]:
+        code, out, _ = run(capsys, "export", output, "--format", format, "--output", tmp_path)
+        assert code == 0
+        assert out.splitlines()[0] == line
+    code, _, err = run(capsys, "export", turned, "--table", "labels", "--format", "tsv", "--output", tmp_path)
+    assert code == 2
+    assert "has no table 'labels'" in err
+
+
 def test_a_pause_before_a_segment_ends_stays(tmp_path: Path) -> None:
     # The last frame ends a frame before the segment: what ends with it goes on, what ends earlier does not.
     later = [turn("a", 10, 12), turn("b", 10, 12)]

@@ -191,17 +191,15 @@ def cluster(args: argparse.Namespace) -> int:
     """Groups embeddings by speaker and writes the groups."""
     import pyarrow.compute as pc
 
-    from w2v_ray.embeddings import cluster_speakers, read_embeddings
+    from w2v_ray.embeddings import check_clustering, cluster_speakers, read_embeddings
     from w2v_ray.result_files import check_result, write_table
 
+    names = ("threshold", "num_speakers", "min_size")
+    settings = {name: getattr(args, name) for name in names}
+    check_clustering(args.method, **settings)
     check_result(args.output)
-    table = cluster_speakers(
-        read_embeddings(args.source, per=args.per),
-        method=args.method,
-        threshold=args.threshold,
-        num_speakers=args.num_speakers,
-        min_size=args.min_size,
-    )
+    embeddings = read_embeddings(args.source, per=args.per)
+    table = cluster_speakers(embeddings, method=args.method, **settings)
     write_table(table, args.output)
     speakers = table.column("speaker")
     counted = pc.value_counts(speakers.drop_null()).to_pylist()

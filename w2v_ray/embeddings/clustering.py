@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from w2v_ray.embeddings.reading import embedding_matrix
 from w2v_ray.errors import ConfigError, InputError, MissingExtraError
 
-__all__ = ["METHODS", "cluster_speakers", "merge_groups"]
+__all__ = ["METHODS", "check_clustering", "cluster_speakers", "merge_groups"]
 
 METHODS = ("agglomerative", "two-stage", "hdbscan")
 
@@ -52,10 +52,8 @@ def cluster_speakers(
         InputError: There are too few rows, or too many for the method.
         MissingExtraError: The package scikit-learn is not installed.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method is {method!r}, expected one of {', '.join(METHODS)}; choose one")
+    check_clustering(method, threshold=threshold, num_speakers=num_speakers, min_size=min_size)
     size = _MIN_SIZE[method] if min_size is None else min_size
-    _check(method, threshold, num_speakers, size)
     matrix = embedding_matrix(embeddings)
     least = _THRESHOLD if threshold is None else threshold
     if method == "agglomerative":
@@ -69,7 +67,17 @@ def cluster_speakers(
     return embeddings.select(kept).append_column("speaker", speakers).append_column("score", scores)
 
 
-def _check(method: str, threshold: float | None, num_speakers: int | None, min_size: int) -> None:
+def check_clustering(
+    method: str, *, threshold: float | None, num_speakers: int | None, min_size: int | None
+) -> None:
+    """Sees that `cluster_speakers` would take these settings, before anything is read.
+
+    Raises:
+        ConfigError: A setting is out of bounds, or the method does not take it.
+        MissingExtraError: The package scikit-learn is not installed.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}, expected one of {', '.join(METHODS)}; choose one")
     if method == "hdbscan" and (threshold is not None or num_speakers is not None):
         raise ConfigError(
             f"threshold is {threshold} and num_speakers {num_speakers}, and hdbscan takes neither; "
@@ -84,8 +92,9 @@ def _check(method: str, threshold: float | None, num_speakers: int | None, min_s
     if num_speakers is not None and num_speakers < 1:
         raise ConfigError(f"num_speakers is {num_speakers}, expected at least 1")
     least = 2 if method == "hdbscan" else 1
-    if min_size < least:
+    if min_size is not None and min_size < least:
         raise ConfigError(f"min_size is {min_size}, expected at least {least} for {method}")
+    _sklearn_cluster()
 
 
 def _agglomerated(
