@@ -40,6 +40,7 @@ demo: setup ## transcribe the speech that ships with the project
 	@$(BIN)/w2v-ray demo
 
 test: setup ## the whole test suite, without what needs a GPU
+	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	$(BIN)/pytest
 
 check: setup ## lint, format, types and import direction

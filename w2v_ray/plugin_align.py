@@ -15,7 +15,7 @@ from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
 from w2v_ray.schema import ALIGNMENT, ERROR
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig
-from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 
 __all__ = ["align"]
