@@ -317,7 +317,7 @@ def test_an_output_is_compared_by_the_ends_of_its_ids(
     assert lines[0].split() == ["DER", "missed", "false", "confused", "speech"]
     assert lines[1].split() == ["11.43%", "2.86%", "8.57%", "0.00%", "35.0", "s", "all"]
     assert [line.split()[-1] for line in lines[2:4]] == ["long", "call.wav"]
-    assert "1 recordings are left out: the reference does not name them" in out
+    assert "left out: 1 recording that the reference does not name" in out
 
 
 def test_recordings_without_rows_are_an_error_unless_skipped(
@@ -427,7 +427,7 @@ def test_references_that_cannot_be_used_are_named(
     assert "such as 'gone'" in err
     code, out, _ = run(capsys, "accuracy", labelled, file, "--skip-missing")
     assert code == 0
-    assert "missing   1 more recordings" in out
+    assert "missing   1 more recording, left out" in out
     file.write_text("path\tlabel\ngone\tyes\n")
     assert run(capsys, "accuracy", labelled, file, "--skip-missing")[0] == 2
     for name, text, complaint in [

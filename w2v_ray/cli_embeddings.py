@@ -178,7 +178,7 @@ def verify(args: argparse.Namespace) -> int:
     number = found.num_targets + found.num_nontargets
     print(f"trials  {number:,}: {found.num_targets:,} of one speaker, {found.num_nontargets:,} of two")
     if found.num_missing:
-        print(f"missing {found.num_missing:,} more trials, left out as they have no embedding")
+        print(f"missing {_count(found.num_missing, 'more trial')}, left out for want of an embedding")
     print(f"EER     {found.eer:.2%} at threshold {found.eer_threshold:.4f}")
     for p_target, cost in found.min_dcf.items():
         print(f"minDCF  {cost:.4f} for p_target {p_target:g}{_at(found.min_dcf_thresholds[p_target])}")
@@ -275,7 +275,7 @@ def _queries(wanted: list[str], table: pa.Table) -> pa.Table:
 
 
 def _speaker_lines(table: pa.Table, sizes: dict[str, int], none: int, per: str) -> Iterator[str]:
-    yield f"{len(sizes):,} speakers in {_count(table.num_rows, per)}"
+    yield f"{_count(len(sizes), 'speaker')} in {_count(table.num_rows, per)}"
     for name, size in list(sizes.items())[:_SPEAKERS_SHOWN]:
         yield f"  {name}  {size:,}"
     if len(sizes) > _SPEAKERS_SHOWN:

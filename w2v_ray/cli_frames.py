@@ -192,24 +192,25 @@ def _turn_lines(found: TurnComparison) -> Iterator[str]:
         shares = " ".join(f"{seconds / speech_s:8.2%}" for seconds in parts)
         yield f"{errors.rate:8.2%} {shares} {errors.total_s:8.1f} s  {_printable(name)}"
     if len(found.recordings) > _SHOWN:
-        yield f"and {len(found.recordings) - _SHOWN:,} recordings with fewer errors; --json names all"
+        rest = _count(len(found.recordings) - _SHOWN, "recording")
+        yield f"and {rest} with fewer errors; --json names all"
     if found.num_missing:
-        yield f"{found.num_missing:,} recordings are left out: the output has no rows of them"
+        yield f"left out: {_count(found.num_missing, 'recording')} of which the output has no rows"
     if found.num_unknown:
-        yield f"{found.num_unknown:,} recordings are left out: the reference does not name them"
+        yield f"left out: {_count(found.num_unknown, 'recording')} that the reference does not name"
 
 
 def _label_lines(found: LabelComparison, per: str) -> Iterator[str]:
     report = found.report
     hits = round(report.accuracy * report.num)
-    yield f"accuracy  {report.accuracy:.2%}, {hits:,} of {report.num:,} {per}s"
+    yield f"accuracy  {report.accuracy:.2%}, {hits:,} of {_count(report.num, per)}"
     for k, share in found.top_k.items():
         if k > 1:
             yield f"top {k:<5} {share:.2%}"
     yield f"balanced  {report.balanced_accuracy:.2%}, the mean recall of the labels"
     yield f"macro F1  {report.macro_f1:.4f}"
     if found.num_missing:
-        yield f"missing   {found.num_missing:,} more recordings, left out as there are no rows of them"
+        yield f"missing   {_count(found.num_missing, 'more recording')}, left out as there are no rows"
     width = max(5, *(len(_printable(name)) for name in report.labels))
     yield f"\n{'label':{width}} {'precision':>10} {'recall':>10} {'F1':>10} {'number':>8}"
     for name, scores in sorted(report.labels.items(), key=lambda entry: -entry[1].support):
@@ -222,6 +223,10 @@ def _label_lines(found: LabelComparison, per: str) -> Iterator[str]:
     for right, given, count in report.confusions[:_SHOWN]:
         label = "no label" if given is None else _printable(given)
         yield f"  {count:6,}  {_printable(right)} as {label}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _printable(text: str) -> str:
