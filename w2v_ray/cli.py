@@ -17,6 +17,7 @@ from w2v_ray.errors import (
     ConfigError,
     InputError,
     LanguageModelError,
+    MissingExtraError,
     OutputError,
     W2vRayError,
 )
@@ -56,7 +57,14 @@ _DONE = {
     "frames": "labelled",
     "align": "aligned",
 }
-_REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
+_REFUSALS = (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    LanguageModelError,
+    MissingExtraError,
+    OutputError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

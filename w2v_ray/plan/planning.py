@@ -150,12 +150,9 @@ def make_plan(
         if key is not None:
             check_partition_key(key, new, planned)
         items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
-        if records.read_job(output)[0] != fingerprint:
-            raise OutputError(
-                f"output {output!r} was taken by a job with other settings while the inputs were listed; "
-                "name a new output"
-            )
+        _check_owner(output, fingerprint)
         if records.publish_plan(output, items, num_plans + 1):
+            _check_owner(output, fingerprint)  # as another job takes what has no plan yet
             break
         planned, num_plans = records.read_plans(output)  # a faster run took that number
     return plan_of(
@@ -167,6 +164,14 @@ def make_plan(
         num_duplicates=known.num_again + listed.num_rows - kept.num_rows,
         skipped=skipped,
     )
+
+
+def _check_owner(output: str, fingerprint: str) -> None:
+    if records.read_job(output)[0] != fingerprint:
+        raise OutputError(
+            f"output {output!r} was taken by a job with other settings while the inputs were listed; "
+            "name a new output"
+        )
 
 
 def plan_entries(
