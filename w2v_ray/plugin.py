@@ -96,8 +96,8 @@ def transcribe(
 
     Raises:
         CheckpointError: The model's files cannot be found or read.
-        ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
-            be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
+            be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)

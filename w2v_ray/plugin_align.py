@@ -76,8 +76,8 @@ def align(
 
     Raises:
         CheckpointError: The model's files cannot be found or read.
-        ConfigError: A setting is out of bounds. An audio or text column that is absent, or a column that is
-            to be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio or text column is absent, or a column that is
+            to be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     seconds_per_frame = vocabulary_of(model, revision=revision).seconds_per_frame
     model = absolute_model(model)

@@ -76,8 +76,8 @@ def embed(
 
     Raises:
         CheckpointError: The model's files cannot be found or read, or it has no such head.
-        ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
-            be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
+            be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     settings = HeadConfig(task="embed", pooling=pooling, layer=layer, embedding_dtype=embedding_dtype)
     return _flow("embed", options).run(ds, settings, model, ("embedding",), _Embeddings)

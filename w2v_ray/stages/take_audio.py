@@ -41,14 +41,23 @@ class TakeAudio:
         self._audio_column = audio_column
         self._keep = tuple(keep)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        name = self._audio_column or next((n for n in AUDIO_COLUMNS if n in rows.column_names), None)
-        if name is None or name not in rows.column_names:
+    def column_of(self, names: Sequence[str]) -> str:
+        """Which of the columns of a table holds the audio.
+
+        Raises:
+            ConfigError: None does.
+        """
+        name = self._audio_column or next((n for n in AUDIO_COLUMNS if n in names), None)
+        if name is None or name not in names:
             wanted = repr(self._audio_column) if self._audio_column else f"one of {', '.join(AUDIO_COLUMNS)}"
             raise ConfigError(
-                f"the Dataset has no audio column {wanted} (its columns are {', '.join(rows.column_names)}); "
+                f"the Dataset has no audio column {wanted} (its columns are {', '.join(names)}); "
                 "name it with audio_column="
             )
+        return name
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        name = self.column_of(rows.column_names)
         for kept in self._keep:
             if kept not in rows.column_names or kept in _TAKEN:
                 problem = (
