@@ -76,7 +76,7 @@ def test_the_demo_archive_is_aligned(tmp_path: Path) -> None:
     assert status(str(output)).num_shards_pending == 1
     assert 0 < run(job).num_rows < 24
     assert rows_of(output) == before
-    with pytest.raises(OutputError, match=r"table 'alignments' -> None"):
+    with pytest.raises(OutputError, match=r"task 'align' -> None"):
         run(JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30))
 
 

@@ -50,7 +50,7 @@ def transcribe(
     keep_non_speech: bool = True,
     rows_per_batch: int = 16,
     num_encoders: int = 1,
-    num_cpus: float = 0.5,
+    num_cpus: float = 0.25,
     encoder_threads: int | None = None,
     decoder: DecoderConfig | None = None,
     decoder_threads: int = 1,
@@ -78,7 +78,8 @@ def transcribe(
         keep_non_speech: Whether what the detector does not call speech is recognised as well.
         rows_per_batch: Rows that travel together; lower it for long recordings.
         num_encoders: Encoder actors.
-        num_cpus: CPUs that each encoder actor reserves.
+        num_cpus: CPUs that each encoder actor reserves. All steps of a Dataset hold theirs at once, and
+            need one more for the rows: with too few CPUs the Dataset waits for ever.
         encoder_threads: CPU threads of each encoder; None: torch's default.
         decoder: How to decode text, such as ``DecoderConfig(lm="lm.arpa")``; None: greedily.
         decoder_threads: CPU threads of the text decoder.
@@ -95,8 +96,8 @@ def transcribe(
 
     Raises:
         CheckpointError: The model's files cannot be found or read.
-        ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
-            be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
+            be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)

@@ -38,7 +38,7 @@ def align(
     max_segment_seconds: float = 30.0,
     rows_per_batch: int = 16,
     num_encoders: int = 1,
-    num_cpus: float = 0.5,
+    num_cpus: float = 0.25,
     encoder_threads: int | None = None,
 ) -> Dataset:
     """Adds to every row where the words of its text are in its audio, and how well the text fits.
@@ -58,7 +58,8 @@ def align(
             with the whole recording all the same.
         rows_per_batch: Rows that travel together; lower it for long recordings.
         num_encoders: Encoder actors.
-        num_cpus: CPUs that each encoder actor reserves.
+        num_cpus: CPUs that each encoder actor reserves. All steps of a Dataset hold theirs at once, and
+            need one more for the rows: with too few CPUs the Dataset waits for ever.
         encoder_threads: CPU threads of each encoder; None: torch's default.
 
     Returns:
@@ -75,8 +76,8 @@ def align(
 
     Raises:
         CheckpointError: The model's files cannot be found or read.
-        ConfigError: A setting is out of bounds. An audio or text column that is absent, or a column that is
-            to be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio or text column is absent, or a column that is
+            to be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     seconds_per_frame = vocabulary_of(model, revision=revision).seconds_per_frame
     model = absolute_model(model)

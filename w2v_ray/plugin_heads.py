@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from w2v_ray.head_config import HeadConfig
 from w2v_ray.heads import Head, find_heads
@@ -76,8 +76,8 @@ def embed(
 
     Raises:
         CheckpointError: The model's files cannot be found or read, or it has no such head.
-        ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
-            be added but is there already, raises it when the Dataset runs.
+        ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
+            be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
     settings = HeadConfig(task="embed", pooling=pooling, layer=layer, embedding_dtype=embedding_dtype)
     return _flow("embed", options).run(ds, settings, model, ("embedding",), _Embeddings)
@@ -176,7 +176,7 @@ class _Flow:
     channel: str | int = "mix"
     rows_per_batch: int = 16
     num_encoders: int = 1
-    num_cpus: float = 0.5
+    num_cpus: float = 0.25
     encoder_threads: int | None = None
 
     def run(
@@ -211,14 +211,8 @@ class _Flow:
             num_encoders=self.num_encoders,
             num_cpus=self.num_cpus,
         )
-        return ds.map_batches(
-            _WriteRows,
-            fn_constructor_args=(names, results(settings, head)),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=min(0.25, self.num_cpus),
-            compute=ActorPoolStrategy(size=1),
-        )
+        write = _WriteRows(names, results(settings, head))  # loads nothing, so it needs no actor of its own
+        return ds.map_batches(write, batch_size=1, batch_format="pyarrow", num_cpus=min(0.25, self.num_cpus))
 
 
 def _flow(caller: str, options: Options) -> _Flow:

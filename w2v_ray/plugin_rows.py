@@ -5,7 +5,7 @@ Audio is found in the forms that Datasets have it in, and everything else in a r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,27 @@ class LoadRows:
                 "channel is 'split', which would make several rows of one; name a channel, or mix"
             )
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses a Dataset of these columns: there is one that would be added, or none of audio or of text.
+
+        Raises:
+            ConfigError: With the name and what to do.
+        """
         for name in self.added:
-            if name in rows.column_names:
+            if name in names:
                 raise ConfigError(
                     f"the Dataset has a column {name!r} already, which {self.caller}() would add; "
                     f"rename it, or pass a prefix such as prefix='asr_'"
                 )
+        TakeAudio(self.audio_column).column_of(names)
+        if self.text_column is not None and self.text_column not in names:
+            raise ConfigError(
+                f"the Dataset has no text column {self.text_column!r} (its columns are {', '.join(names)}); "
+                "name it with text_column="
+            )
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        self.check(rows.column_names)
         items = TakeAudio(self.audio_column)(rows)
         if self.text_column is not None:
             items = _with_texts(items, rows, self.text_column)
@@ -83,6 +97,9 @@ def encode_rows(
     """The Dataset with a row for each batch: its rows and their encoded segments, for ``split_rows``."""
     if rows_per_batch < 1:
         raise ConfigError(f"rows_per_batch is {rows_per_batch}, expected at least 1; try 16")
+    schema = ds.schema(fetch_if_missing=False)
+    if schema is not None:  # else the columns are known when the Dataset runs
+        load.check(schema.names)
     ds = ds.map_batches(load, batch_size=rows_per_batch, batch_format="pyarrow")  # a batch: one row from here
     return ds.map_batches(
         _EncodeRows,
@@ -128,11 +145,6 @@ def append_columns(
 
 def _with_texts(items: pa.Table, rows: pa.Table, name: str) -> pa.Table:
     """The items with their texts; those without one have failed."""
-    if name not in rows.column_names:
-        raise ConfigError(
-            f"the Dataset has no text column {name!r} (its columns are {', '.join(rows.column_names)}); "
-            "name it with text_column="
-        )
     texts = rows.column(name).to_pylist()
     errors = items.column("error").to_pylist()
     for row, text in enumerate(texts):

@@ -81,8 +81,8 @@ class DecodeAudio:
     Where channels are split, an item becomes a row for each of its channels.
     """
 
-    def __init__(self, config: DecodeAudioConfig) -> None:
-        self._config = config
+    def __init__(self, config: DecodeAudioConfig | None = None) -> None:
+        self._config = config or DecodeAudioConfig()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Takes the columns of ITEM and READ; drops ``audio_bytes`` and adds those of DECODED.

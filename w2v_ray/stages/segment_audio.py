@@ -67,8 +67,8 @@ class SegmentAudio:
         ConfigError: The detector cannot be imported, which shows at the first table.
     """
 
-    def __init__(self, config: SegmentAudioConfig) -> None:
-        self._config = config
+    def __init__(self, config: SegmentAudioConfig | None = None) -> None:
+        self._config = config or SegmentAudioConfig()
         self._detector: SpeechDetector | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:

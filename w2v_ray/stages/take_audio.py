@@ -11,14 +11,15 @@ import pyarrow as pa
 import soundfile
 
 from w2v_ray.errors import ConfigError, ReadError
-from w2v_ray.schema import ERROR, ITEM, READ, error_value
+from w2v_ray.schema import DECODED, ENCODED, ERROR, ITEM, READ, SEGMENT, error_value
 
 __all__ = ["AUDIO_COLUMNS", "TakeAudio"]
 
 # The names under which audio is looked for, where the caller does not say.
 AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "uri", "path", "amplitude")
 _RATE_COLUMNS = ("sampling_rate", "sample_rate")
-_TAKEN = {*ITEM.names, *(field.name for field in READ)}
+# "text" is not among them: align_text takes it.
+_TAKEN = {*ITEM.names, *(field.name for field in (*READ, *DECODED, *SEGMENT, *ENCODED))}
 
 
 class TakeAudio:
@@ -29,7 +30,8 @@ class TakeAudio:
     Args:
         audio_column: The column with encoded bytes, a path or URL, an Audio struct of Hugging Face datasets,
             or samples with their rate in sampling_rate or sample_rate; None: the first of AUDIO_COLUMNS.
-        keep: Other columns of the rows to carry along, through all stages.
+        keep: Other columns of the rows to carry along, through all stages; ``text`` is what align_text takes,
+            and decode_text adds one of its own.
 
     Raises:
         ConfigError: A column is not there, or has a name that the stages use.
@@ -39,14 +41,23 @@ class TakeAudio:
         self._audio_column = audio_column
         self._keep = tuple(keep)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        name = self._audio_column or next((n for n in AUDIO_COLUMNS if n in rows.column_names), None)
-        if name is None or name not in rows.column_names:
+    def column_of(self, names: Sequence[str]) -> str:
+        """Which of the columns of a table holds the audio.
+
+        Raises:
+            ConfigError: None does.
+        """
+        name = self._audio_column or next((n for n in AUDIO_COLUMNS if n in names), None)
+        if name is None or name not in names:
             wanted = repr(self._audio_column) if self._audio_column else f"one of {', '.join(AUDIO_COLUMNS)}"
             raise ConfigError(
-                f"the Dataset has no audio column {wanted} (its columns are {', '.join(rows.column_names)}); "
+                f"the Dataset has no audio column {wanted} (its columns are {', '.join(names)}); "
                 "name it with audio_column="
             )
+        return name
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        name = self.column_of(rows.column_names)
         for kept in self._keep:
             if kept not in rows.column_names or kept in _TAKEN:
                 problem = (
@@ -89,6 +100,11 @@ def _source(value: Any, rate: int | None) -> bytes | str:
             return bytes(value["bytes"])
         if value.get("array") is not None:
             return _wav(value["array"], value.get("sampling_rate"))
+        if "path" not in value and "bytes" not in value and "array" not in value:
+            raise TypeError(
+                f"the struct has {', '.join(value) or 'no fields'}, expected bytes, path, or array and "
+                "sampling_rate"
+            )
         value = value.get("path")
     if isinstance(value, bytes | str) and value:
         return value
@@ -101,9 +117,20 @@ def _source(value: Any, rate: int | None) -> bytes | str:
 
 def _wav(samples: Any, rate: int | None) -> bytes:
     """Samples in a container of their own, so that arrays go the way of all audio."""
-    array = np.asarray(samples, np.float32)
+    array = np.asarray(samples)
+    if array.dtype.kind in "iu":
+        raise ValueError(
+            f"samples are {array.dtype}, expected floats in [-1, 1]; divide those of 16 bits by 32768"
+        )
+    array = array.astype(np.float32)
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > array.shape[1]):
+        raise ValueError(
+            f"samples have the shape {array.shape}, expected one row for each channel; transpose them"
+        )
     if rate is None:
         raise ValueError(f"samples without a rate; add a column {' or '.join(_RATE_COLUMNS)}")
+    if not rate >= 1:
+        raise ValueError(f"the rate of the samples is {rate}, expected Hz, such as 16000")
     file = io.BytesIO()
     soundfile.write(file, array.T if array.ndim == 2 else array, int(rate), format="WAV", subtype="FLOAT")
     return file.getvalue()
