@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -29,7 +29,7 @@ from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
 from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
-from w2v_ray.schema import DAMAGE_KEY, ITEM
+from w2v_ray.schema import DAMAGE_KEY, ITEM, LANGUAGE_KEY
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
@@ -53,7 +53,7 @@ class Plan:
     shard_seconds: Mapping[str, float]
     """Planned seconds of audio by shard, in the order of the plan."""
     pending: Sequence[str]
-    """The shards that are not published, in the order of the plan."""
+    """The shards that are not published, in the order they are done: by language, then as planned."""
     num_new: int
     """Items that this run planned."""
     num_changed: int
@@ -88,16 +88,16 @@ class Plan:
         """Seconds of audio in shards that are not published."""
         return sum(self.shard_seconds[shard_id] for shard_id in self.pending)
 
-    def shard_tables(self, shard_ids: Collection[str] | None = None) -> Iterator[pa.Table]:
-        """The items of each shard as a table of its own, in order; of ``shard_ids`` only where given."""
-        wanted = None if shard_ids is None else set(shard_ids)
-        for shard_id, begin, size in shard_bounds(self.items):
-            if wanted is None or shard_id in wanted:
-                # Copied, as a slice would carry the whole plan with it wherever it is sent.
-                yield self.items.slice(begin, size).take(pa.array(range(size), pa.int64()))
+    def shard_tables(self, shard_ids: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The items of each shard as a table of its own; of ``shard_ids`` alone, in their order, if given."""
+        places = {shard_id: (begin, size) for shard_id, begin, size in shard_bounds(self.items)}
+        for shard_id in places if shard_ids is None else shard_ids:
+            begin, size = places[shard_id]
+            # Copied, as a slice would carry the whole plan with it wherever it is sent.
+            yield self.items.slice(begin, size).take(pa.array(range(size), pa.int64()))
 
     def pending_tables(self) -> Iterator[pa.Table]:
-        """The items of each shard that is not published, in order."""
+        """The items of each shard that is not published, in the order of ``pending``."""
         return self.shard_tables(self.pending)
 
 
@@ -111,6 +111,7 @@ def make_plan(
     on_change: str = "refuse",
     settings: Mapping[str, Any] | None = None,
     audio_column: str | None = None,
+    annotate: Callable[[str, str | None], str | None] | None = None,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -123,6 +124,8 @@ def make_plan(
         on_change: ``refuse`` recordings that have changed since they were planned, or plan them ``new``.
         settings: All settings of the job, to be kept in the output for those who take it up again.
         audio_column: The column of tables that holds or names the audio; None: found by its name and type.
+        annotate: Gives the metadata of a recording, by its id and what its input says, with what is known of
+            it from elsewhere.
 
     Raises:
         InputError: An input does not exist or holds no audio, or two recordings have one id.
@@ -135,7 +138,12 @@ def make_plan(
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     known = Known(planned.filter(newest_items(planned)))
-    listed = _listed(inputs, skipped, _containers(planned), audio_column, known, read_keys(job))
+    # What is known from elsewhere may have changed, unlike the tars and tables that are planned.
+    containers = _containers(planned) if annotate is None else ()
+    entries = list_inputs(inputs, skipped=skipped, planned=containers, audio_column=audio_column)
+    if annotate is not None:
+        entries = (e._replace(metadata=annotate(e.recording_id, e.metadata)) for e in entries)
+    listed = _listed(entries, known, read_keys(job))
     kept = _first_of_each(listed)
     known.check_names(kept)
     crash_point("plan.ready")
@@ -145,8 +153,7 @@ def make_plan(
             items = planned.slice(0, 0)
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-        key = partition_key(job)
-        items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
+        items = make_items(new, shard_seconds, cut_long=cut_long, keys=_shard_keys(job))
         if records.read_job(output)[0] != fingerprint:
             raise OutputError(
                 f"output {output!r} was taken by a job with other settings while the inputs were listed; "
@@ -192,7 +199,7 @@ def plan_entries(
     generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
     place = again.column_names.index("generation")
     again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
-    items = make_shards(again, shard_seconds, partition_key(job))
+    items = make_shards(again, shard_seconds, _shard_keys(job))
     if not changed:
         return items
     newest = planned.filter(newest_items(planned))
@@ -211,13 +218,26 @@ def plan_entries(
         _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-    made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=partition_key(job))
+    made = make_items(listed, shard_seconds, cut_long=cut_long, keys=_shard_keys(job))
     return pa.concat_tables([items, made])
 
 
 def read_keys(job: Mapping[str, records.Json]) -> list[str]:
     """The keys of the metadata that a job with these settings reads: they are inputs like the audio."""
-    return [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
+    keys = [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
+    return keys + _language_keys(job)
+
+
+def _shard_keys(job: Mapping[str, records.Json]) -> list[str]:
+    """The keys of the metadata whose values the items of a shard have in common."""
+    key = partition_key(job)
+    return ([] if key is None else [key]) + _language_keys(job)
+
+
+def _language_keys(job: Mapping[str, records.Json]) -> list[str]:
+    """The keys of the metadata that may hold the language of an item, the first that does counting."""
+    key = job.get("language_key")
+    return ([] if key is None else [str(key)]) + ([LANGUAGE_KEY] if job.get("languages_from") else [])
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -236,21 +256,28 @@ def plan_of(
     num_duplicates: int = 0,
     skipped: Mapping[str, int] | None = None,
 ) -> Plan:
-    """All that is planned, beside what of it is published."""
+    """All that is planned, beside what of it is published; what is pending goes by language."""
     published = list_parts(output, records.table_of(job)).files
     wanted = set(pc.unique(items.filter(newest_items(items)).column("shard_id")).to_pylist())
-    seconds = {
-        shard_id: pc.sum(items.column("planned_s").slice(begin, size)).as_py()
+    bounds = {
+        shard_id: (begin, size)
         for shard_id, begin, size in shard_bounds(items)
         if shard_id in wanted or shard_id in published
     }
+    planned_s = items.column("planned_s")
+    seconds = {shard_id: pc.sum(planned_s.slice(*place)).as_py() for shard_id, place in bounds.items()}
+    pending = [shard_id for shard_id in bounds if shard_id not in published]
+    if keys := _language_keys(job):
+        firsts = items.column("metadata").take(pa.array([bounds[s][0] for s in pending], pa.int64()))
+        languages = dict(zip(pending, (_language(text, keys) for text in firsts.to_pylist()), strict=True))
+        pending.sort(key=languages.__getitem__)  # stable: plan after plan within a language
     return Plan(
         output=output,
         job_fingerprint=records.read_job(output)[0],
         partition_by=partition_key(job),
         items=items,
         shard_seconds=seconds,
-        pending=tuple(shard_id for shard_id in seconds if shard_id not in published),
+        pending=tuple(pending),
         num_new=num_new,
         num_changed=num_changed,
         num_duplicates=num_duplicates,
@@ -258,16 +285,14 @@ def plan_of(
     )
 
 
-def _listed(
-    inputs: Sequence[str],
-    skipped: Counter[str],
-    planned: Collection[tuple[str, str | None, str | None]],
-    audio_column: str | None,
-    known: Known,
-    keys: Sequence[str],
-) -> pa.Table:
+def _language(metadata: str | None, keys: Sequence[str]) -> str:
+    """What to sort the shards of a language by."""
+    values = json.loads(metadata) if metadata else {}
+    return next((str(values[key]) for key in keys if values.get(key) is not None), "")
+
+
+def _listed(entries: Iterator[Entry], known: Known, keys: Sequence[str]) -> pa.Table:
     """The entries that are not planned as they are."""
-    entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
         fresh = known.unplanned(_table(chunk, keys))

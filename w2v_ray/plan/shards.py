@@ -73,7 +73,7 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
 
 
 def make_items(
-    entries: pa.Table, shard_seconds: float, *, cut_long: bool = True, partition_by: str | None = None
+    entries: pa.Table, shard_seconds: float, *, cut_long: bool = True, keys: Sequence[str] = ()
 ) -> pa.Table:
     """The rows of a plan.
 
@@ -82,19 +82,19 @@ def make_items(
             nulls.
         shard_seconds: Of audio in a shard.
         cut_long: Whether long recordings are cut into time ranges; else each is one item.
-        partition_by: The key of the metadata whose value all items of a shard have in common.
+        keys: The keys of the metadata whose values all items of a shard have in common.
 
     Returns:
         A table of the schema ITEM, shard after shard.
     """
-    return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, partition_by)
+    return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, keys)
 
 
-def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None = None) -> pa.Table:
+def make_shards(items: pa.Table, shard_seconds: float, keys: Sequence[str] = ()) -> pa.Table:
     """Items that are cut already, in shards of their own; arguments and result as of `make_items`."""
     sizes = [items.num_rows]
-    if partition_by is not None:
-        items, sizes = _partitioned(items, partition_by)
+    if keys:
+        items, sizes = _grouped(items, keys)
     is_inside = pc.is_valid(items.column("container"))  # and read whole, whatever its size
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     num_bytes = pc.fill_null(items.column("byte_size"), 0)
@@ -125,12 +125,13 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
     )
 
 
-def _partitioned(items: pa.Table, key: str) -> tuple[pa.Table, list[int]]:
-    """The items by their value of a key, values in the order they come in, and how many have each."""
-    rows: dict[str, list[int]] = {}
+def _grouped(items: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, list[int]]:
+    """The items by their values of the keys, values in the order they come in, and how many have each."""
+    rows: dict[tuple[str, ...], list[int]] = {}
     for row, metadata in enumerate(items.column("metadata").to_pylist()):
-        value = json.loads(metadata).get(key) if metadata else None
-        rows.setdefault(partition_folder(key, value), []).append(row)
+        values = json.loads(metadata) if metadata else {}
+        group = tuple(partition_folder(key, values.get(key)) for key in keys)
+        rows.setdefault(group, []).append(row)
     order = [row for found in rows.values() for row in found]
     return items.take(pa.array(order, pa.int64())), [len(found) for found in rows.values()]
 

@@ -1,0 +1,101 @@
+"""The languages of a checkpoint with adapters, looked into before any worker starts, and without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from w2v_ray.errors import CheckpointError, ConfigError
+from w2v_ray.hub import adapter_file, adapter_languages, checkpoint_file, read_json_file
+from w2v_ray.text.languages import Tokenizers, check_head
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
+
+__all__ = ["check_language", "check_languages", "known_languages"]
+
+
+def known_languages(
+    model: str, tokenizer: Wav2Vec2CTCTokenizer, *, revision: str | None = None
+) -> tuple[str, ...] | None:
+    """The languages that a checkpoint has a vocabulary and, as far as can be told, an adapter for.
+
+    Args:
+        model: A folder, or a hub id, of which the vocabulary alone is looked into.
+        tokenizer: Of the checkpoint.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        Their names, sorted; None where that cannot be told.
+
+    Raises:
+        CheckpointError: It has no language adapters.
+    """
+    path = checkpoint_file(model, "config.json", revision=revision)
+    assert path is not None  # it is required
+    if read_json_file(path).get("adapter_attn_dim") is None:
+        raise CheckpointError(
+            f"{path} has no adapter_attn_dim, so that the model has one language; name a checkpoint with "
+            "language adapters, or leave the language settings out"
+        )
+    names = Tokenizers(tokenizer).names
+    if not Path(model).expanduser().is_dir():
+        return names
+    found = {*adapter_languages(model)}
+    if tokenizer.target_lang is not None:
+        found.add(tokenizer.target_lang)  # that of the weights, with or without a file of its own
+    if not found:
+        raise CheckpointError(
+            f"model {model!r} has no file adapter.LANGUAGE.safetensors or .bin; fetch those of your languages"
+        )
+    return tuple(sorted(found if names is None else found & {*names}))
+
+
+def check_languages(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: tuple[str, ...]) -> None:
+    """Sees that the adapters in a folder have a row in the head for each token of their vocabularies.
+
+    Pickled adapters are left for when they are loaded.
+
+    Raises:
+        CheckpointError: One has not, or cannot be read; it names the language and both sizes.
+    """
+    tokenizers = Tokenizers(tokenizer)
+    for language in languages:
+        path = Path(model).expanduser() / f"adapter.{language}.safetensors"
+        if path.is_file():
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    rows = file.get_slice("lm_head.weight").get_shape()[0]
+            except (SafetensorError, OSError, IndexError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(
+                    f"{path} is not an adapter with lm_head.weight ({reason}); fetch the file again"
+                ) from error
+            check_head(tokenizers(language), rows, str(path), language)
+
+
+def check_language(
+    language: str, known: tuple[str, ...] | None, *, model: str, revision: str | None = None
+) -> dict[str, Any]:
+    """Sees that the one language of a job is there, and says what decides its results.
+
+    Args:
+        language: Its name.
+        known: As of `known_languages`.
+        model: A folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ConfigError: The checkpoint has no such language.
+        CheckpointError: The hub cannot be reached.
+    """
+    path = adapter_file(model, language, revision=revision)
+    if (known is not None and language not in known) or (known is None and path is None):
+        some = "one that the checkpoint has an adapter for" if known is None else ", ".join(known[:12])
+        more = f" and {len(known) - 12} more" if known is not None and len(known) > 12 else ""
+        raise ConfigError(f"language is {language!r}, expected {some}{more}; choose one of these")
+    if path is None:
+        return {}
+    with path.open("rb") as file:
+        return {"adapter": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"}
