@@ -63,7 +63,7 @@ def made_output(
 
     Another plan of the same output has another number.
     """
-    job: dict[str, records.Json] = {"model": "m"} | ({} if table == "transcripts" else {"table": table})
+    job: dict[str, records.Json] = {"model": "m"} | ({} if table == "transcripts" else {"task": "align"})
     fingerprint = records.claim_output(str(output), job)
     names = [f"{number - 1:010x}{place:010x}" for place in range(len(shards))]
     planned = [

@@ -73,6 +73,18 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         characters: true
         stores: {s3: {endpoint_url: "https://minio:9000"}}
         allow_http: true
+        task: transcribe
+        also: [embed=speakers, classify=labels, frames=turns]
+        pooling: mean+std
+        layer: 3
+        embedding_dtype: float16
+        top_k: 2
+        threshold: 0.3
+        activation: softmax
+        onset: 0.7
+        offset: 0.4
+        min_on_seconds: 0.2
+        min_off_seconds: 0.1
     """
     loaded = load_job(job_file(tmp_path, text))
     assert loaded == JobConfig(
@@ -112,6 +124,17 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         characters=True,
         stores={"s3": {"endpoint_url": "https://minio:9000"}},
         allow_http=True,
+        also=("embed=speakers", "classify=labels", "frames=turns"),
+        pooling="mean+std",
+        layer=3,
+        embedding_dtype="float16",
+        top_k=2,
+        threshold=0.3,
+        activation="softmax",
+        onset=0.7,
+        offset=0.4,
+        min_on_seconds=0.2,
+        min_off_seconds=0.1,
     )
     assert isinstance(loaded.shard_seconds, float)
     assert {field.name for field in fields(JobConfig)} == {
@@ -275,6 +298,19 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "token_min_logp": -4.0,
         "characters": True,
     }
+    heads = {
+        "also": ("embed=speakers", "frames=turns", "classify=others"),
+        "pooling": "mean+std",
+        "layer": 2,
+        "embedding_dtype": "float16",
+        "top_k": 2,
+        "threshold": 0.3,
+        "activation": "softmax",
+        "onset": 0.7,
+        "offset": 0.4,
+        "min_on_seconds": 0.2,
+        "min_off_seconds": 0.1,
+    }
     other = {
         "inputs": ("elsewhere",),
         "output": "elsewhere",
@@ -303,9 +339,11 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "on_change": "new",
         "partition_by": "speaker",
         **search,
+        **heads,
     }
-    assert other.keys() == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
-    one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find")
+    assert other.keys() | {"task"} == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
+    also = ("embed=speakers", "classify=labels", "frames=turns")
+    one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find", also=also)
     changes = {
         name
         for name, value in other.items()
@@ -316,7 +354,9 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         *("shard_seconds", "max_segment_seconds", "keep_log_probs", "partition_by"),
         *("channel", "on_truncated", "vad", "keep_non_speech"),
         *search,
+        *heads,
     }
+    assert job(task="embed").fingerprint_fields() != job().fingerprint_fields()
 
 
 def test_the_job_file_of_the_project_loads() -> None:

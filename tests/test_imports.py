@@ -18,8 +18,9 @@ errors     ->
 schema     ->
 decoder_config -> errors
 store_config -> errors
-config     -> audio_config decoder_config errors store_config
-align_config -> config decoder_config errors
+head_config -> decoder_config errors
+config     -> audio_config decoder_config errors head_config store_config
+align_config -> config errors
 hub        -> errors
 crash_points ->
 stores     -> crash_points errors store_config
@@ -41,13 +42,16 @@ quarantine -> attempts errors item_process schema
 execution  -> attempts errors plan progress ray_auth
 metrics    ->
 progress   ->
-stages     -> audio audio_config containers crash_points decoder_config errors models parts processors schema stores text
+stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
+stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema
+heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
-job        -> align_config audio config decoding errors frame_rate hub output plan processors stores text
+job        -> align_config audio config decoding errors frame_rate head_config heads hub output plan
+job        -> processors schema stores text
 pools      -> config errors
 ray_auth   ->
-pipeline   -> align_config attempts config decoding errors execution hub job packing parts plan pools
+pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
 pipeline   -> progress quarantine schema stages stores
 dataset    -> output
 plugin_rows -> audio_config errors packing schema stages
@@ -62,7 +66,7 @@ cli_export -> exports
 cli_output -> console errors output
 cli        -> align_config audio_config cli_decode cli_export cli_lm cli_output config console demo
 cli        -> errors job pipeline plan w2v_ray
-"""  # noqa: E501
+"""
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
     ALLOWED.setdefault(name, set()).update(targets)

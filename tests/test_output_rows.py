@@ -128,7 +128,7 @@ def test_what_is_replaced_before_it_ran_is_not_run(tmp_path: Path) -> None:
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     publish(plan(write_archive(tmp_path / "in", {"a.wav": "x"}), tmp_path / "out"))
     for options, complaint in [
-        ({"table": "alignments"}, "has no table 'alignments'; name 'transcripts' or 'rejects'"),
+        ({"table": "alignments"}, "has no table 'alignments'; name one of transcripts, rejects"),
         ({"generation": "oldest"}, "generation is 'oldest'"),
     ]:
         with pytest.raises(OutputError, match=complaint):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from w2v_ray.config import JobConfig
-from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
 
 __all__ = ["AlignConfig"]
@@ -19,23 +19,23 @@ class AlignConfig(JobConfig):
         ConfigError: As of `JobConfig`.
     """
 
+    task: str = "align"
+    """Always ``align``."""
+
     text_key: str = "text"
     """The key of the text in what the inputs say of a recording: a manifest's key, or a tar's sidecar."""
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)  # a slotted dataclass is made twice, and super() knows only the first
-        unused = {field.name for field in fields(DecoderConfig)} | {"keep_log_probs"}
-        for field in fields(JobConfig):
-            value = getattr(self, field.name)
-            if field.name in unused and value != field.default:
-                raise ConfigError(
-                    f"{field.name} is {value!r}, which an alignment has no use for; leave it out"
-                )
+        if self.task != "align" or self.also:
+            raise ConfigError(
+                f"task is {self.task!r} and also {list(self.also)!r}, an alignment is alone; leave them out"
+            )
         if self.channel == "split":
             raise ConfigError("channel is 'split', and a text is of one signal; choose a channel, or mix")
         if not self.text_key:
             raise ConfigError("text_key is '', expected a key of the manifest; name the text's")
 
-    def fingerprint_fields(self) -> dict[str, str | float | None]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are, and which table they are of."""
-        return JobConfig.fingerprint_fields(self) | {"table": "alignments", "text_key": self.text_key}
+        return JobConfig.fingerprint_fields(self) | {"text_key": self.text_key}

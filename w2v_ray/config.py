@@ -18,6 +18,7 @@ import yaml
 from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
 from w2v_ray.errors import ConfigError
+from w2v_ray.head_config import TASKS, HeadConfig
 from w2v_ray.store_config import StoreConfig
 
 __all__ = [
@@ -38,8 +39,8 @@ _DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobConfig(DecoderConfig):
-    """One transcription job: what to read, where to write, which model, and how.
+class JobConfig(HeadConfig):
+    """One job: what to do, what to read, where to write, which model, and how.
 
     Raises:
         ConfigError: A value is of the wrong type or out of bounds; the message names the field, the
@@ -50,7 +51,7 @@ class JobConfig(DecoderConfig):
     """Folders, files, lists, manifests, tars, Parquet files or datasets: paths, globs or fsspec URLs."""
 
     output: str
-    """The folder, or fsspec URL of one, that receives ``transcripts/``, ``rejects/`` and the plan."""
+    """The folder, or fsspec URL of one, that receives the tables, ``rejects/`` and the plan."""
 
     model: str
     """A checkpoint folder, or the id of a Hugging Face hub repository."""
@@ -126,8 +127,10 @@ class JobConfig(DecoderConfig):
     def __post_init__(self) -> None:
         super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
         object.__setattr__(self, "inputs", tuple(self.inputs))
+        if self.task == "align" and type(self) is JobConfig:
+            raise ConfigError(f"task is 'align', expected one of {', '.join(TASKS)}; use `w2v-ray align`")
         if not self.inputs:
-            raise ConfigError("inputs is empty, expected at least one path or URL; name what to transcribe")
+            raise ConfigError("inputs is empty, expected at least one path or URL; name what to read")
         paths = [("output", self.output), ("model", self.model), *(("inputs", text) for text in self.inputs)]
         for name, text in paths:
             if not text.strip():
@@ -158,6 +161,11 @@ class JobConfig(DecoderConfig):
             check_range("stall_seconds", self.stall_seconds, 5, 864_000)
         if self.keep_log_probs is not None:
             check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
+            if self.task != "transcribe":
+                raise ConfigError(
+                    f"keep_log_probs is {self.keep_log_probs}, which only transcribe has a use for; "
+                    "leave it out"
+                )
         _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
 
     @property
@@ -184,6 +192,7 @@ class JobConfig(DecoderConfig):
             "keep_non_speech": self.keep_non_speech,
             "max_segment_seconds": self.max_segment_seconds,
             **self.search_fields(),
+            **self.head_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),
             **({} if self.partition_by is None else {"partition_by": self.partition_by}),
         }

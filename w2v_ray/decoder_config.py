@@ -34,6 +34,7 @@ _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "str | int": ("text or a whole number", lambda value: _is_text(value) or _is_whole(value)),
     "str | None": ("text or null", lambda value: value is None or _is_text(value)),
     "int | None": ("a whole number or null", lambda value: value is None or _is_whole(value)),
+    "int": ("a whole number", _is_whole),
     "float": ("a number", _is_number),
     "float | None": ("a number or null", lambda value: value is None or _is_number(value)),
     "bool": ("true or false", lambda value: isinstance(value, bool)),

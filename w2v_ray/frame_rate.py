@@ -1,4 +1,4 @@
-"""How far apart the frames of a checkpoint's output are, told from its small files, without torch."""
+"""What a checkpoint's small files say of its encoder, and how far apart its frames are, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import SAMPLE_RATE_HZ
 
-__all__ = ["seconds_per_frame"]
+__all__ = ["model_config", "seconds_per_frame"]
 
 _HOP_OF_MEL_FRAMES = 160  # samples, at any rate
 _CONFIGS: dict[str, type[Wav2Vec2Config] | type[Wav2Vec2BertConfig]] = {
@@ -19,11 +19,11 @@ _CONFIGS: dict[str, type[Wav2Vec2Config] | type[Wav2Vec2BertConfig]] = {
 }
 
 
-def seconds_per_frame(model: str, *, revision: str | None = None) -> float:
-    """The seconds from one output frame of a model to the next.
+def model_config(model: str, *, revision: str | None = None) -> Wav2Vec2Config | Wav2Vec2BertConfig:
+    """The options of a checkpoint of either family.
 
     Raises:
-        CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
+        CheckpointError: ``config.json`` is missing or malformed, or the model is of another kind.
     """
     path = checkpoint_file(model, "config.json", revision=revision)
     assert path is not None  # it is required
@@ -33,7 +33,16 @@ def seconds_per_frame(model: str, *, revision: str | None = None) -> float:
             f"{path} says model_type {model_type!r}, expected {' or '.join(map(repr, _CONFIGS))}; "
             "name a checkpoint of those"
         )
-    config = _CONFIGS[model_type].from_pretrained(model, revision=revision)
+    return _CONFIGS[model_type].from_pretrained(model, revision=revision)
+
+
+def seconds_per_frame(model: str, *, revision: str | None = None) -> float:
+    """The seconds from one output frame of a model to the next.
+
+    Raises:
+        CheckpointError: A file is missing or malformed, or the model is of another kind or rate.
+    """
+    config = model_config(model, revision=revision)
     extractor = AutoFeatureExtractor.from_pretrained(model, revision=revision)
     if extractor.sampling_rate != SAMPLE_RATE_HZ:
         raise CheckpointError(

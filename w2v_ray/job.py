@@ -18,11 +18,14 @@ from w2v_ray.config import JobConfig, RedecodeConfig, read_override
 from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
 from w2v_ray.frame_rate import seconds_per_frame
+from w2v_ray.head_config import read_also
+from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
 from w2v_ray.output import make_retry_plan, remove_leftovers
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
 from w2v_ray.plan.records import read_settings
 from w2v_ray.processors import AutoTokenizer
+from w2v_ray.schema import TABLE_OF_TASK
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = [
@@ -48,7 +51,7 @@ class RunSummary:
     num_shards_before: int
     """Shards that earlier runs had published."""
     num_rows: int
-    """Rows this run wrote to ``transcripts/``, or ``alignments/``."""
+    """Rows this run wrote to the table of its task."""
     num_rejects: int
     """Rows this run wrote to ``rejects/``."""
     reject_rate: float
@@ -103,6 +106,7 @@ def prepare(job: JobConfig) -> Plan:
         settings=_settings(job),
     )
     if job.keep_log_probs is not None:
+        assert vocabulary is not None, "only transcribe keeps them"
         frame_s = vocabulary.seconds_per_frame
         write_vocabulary(job.output, vocabulary.tokenizer, seconds_per_frame=frame_s)
     return plan
@@ -144,18 +148,34 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
     )
 
 
-def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary]:
-    """The settings that decide what the rows are, and the vocabulary, once all that is named is there."""
+def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
+    """The settings that decide what the rows are, and the vocabulary of text, if all that is named exists."""
     stores.use(job.store_config)
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
     if job.vad is not None:
         load_detector(job.vad)
-    vocabulary = vocabulary_of(job.model, revision=job.revision)
     # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
-    content = check_decoder(job.decoder(), vocabulary.tokenizer, model=job.model, revision=job.revision)
-    content |= {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
+    content: dict[str, Any] = {"model": checkpoint_fingerprint(job.model, job.revision), "revision": None}
+    vocabulary = None
+    for head in find_heads(job, job.model, revision=job.revision):
+        if head.task == "transcribe":
+            vocabulary = vocabulary_of(head.model, revision=head.revision)
+            content |= check_decoder(
+                job.decoder(), vocabulary.tokenizer, model=head.model, revision=head.revision
+            )
+        elif head.task == "embed":
+            content["pooling"] = head.pooling  # what auto was
+        elif head.task == "frames":
+            content["activation"] = head.activation
+    if job.also:
+        content["also"] = [_content_of_also(text) for text in job.also]
     return job.fingerprint_fields() | content, vocabulary
+
+
+def _content_of_also(text: str) -> str:
+    task, model = read_also(text)
+    return task if model is None else f"{task}={checkpoint_fingerprint(model)}"
 
 
 def _cuts_long(job: JobConfig) -> bool:
@@ -165,7 +185,13 @@ def _cuts_long(job: JobConfig) -> bool:
 def _settings(job: JobConfig) -> dict[str, Any]:
     """All settings but where the inputs and the output are, with places that other folders find as well."""
     files = reachable(job.decoder())
-    places = {"model": absolute_model(job.model), "lm": files.lm, "unigrams": files.unigrams}
+    also = [(task, model and absolute_model(model)) for task, model in map(read_also, job.also)]
+    places = {
+        "model": absolute_model(job.model),
+        "also": [f"{task}={model}" if model else task for task, model in also],
+        "lm": files.lm,
+        "unigrams": files.unigrams,
+    }
     return {name: value for name, value in asdict(job).items() if name not in ("inputs", "output")} | places
 
 
@@ -195,7 +221,7 @@ def summarize(
 
     It is the end of the run: what dead or slower writers left of these shards goes.
     """
-    table = "alignments" if isinstance(job, AlignConfig) else "transcripts"
+    table = "transcripts" if isinstance(job, RedecodeConfig) else TABLE_OF_TASK[job.task]
     remove_leftovers(plan.output, table, {summary["shard_id"]: summary for summary in summaries})
     whole = status(job.output)
     reasons: Counter[str] = Counter()

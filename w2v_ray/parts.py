@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
-from w2v_ray.schema import REJECT, SCHEMA_VERSION, TABLES
+from w2v_ray.schema import REJECT, SCHEMA_VERSION, TABLES, sized
 
 __all__ = [
     "Footer",
@@ -34,8 +34,8 @@ __all__ = [
     "parquet_table",
     "part_name",
     "partition_folder",
+    "read_beside",
     "read_footer",
-    "read_rejects",
     "read_shards",
     "write_part",
 ]
@@ -172,13 +172,13 @@ def read_shards(
     Raises:
         OutputError: The file cannot be read, or its pages are not as they were written.
     """
-    path, schema = stores.join(output, table, name), TABLES[table]
-    if columns is not None:
-        schema = pa.schema([schema.field(column) for column in columns])
+    path, names = stores.join(output, table, name), columns or TABLES[table].names
     last: tuple[int | None, pa.Table] | None = None
     try:
         with stores.open_range(path, None, None, block_bytes=_READ_BYTES) as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
+            schema = sized(TABLES[table], file.schema_arrow)
+            schema = pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
             for summary in summaries:
                 group = summary.get("row_group")  # of a compacted file: where the shard is in it
                 if last is None or last[0] != group:
@@ -199,14 +199,14 @@ def parquet_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table
     return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
-def read_rejects(output: str, summary: Mapping[str, Any]) -> pa.Table:
-    """The rejects of a shard as they are published; errors as of `read_shards`."""
-    if not summary["num_rejects"]:
+def read_beside(output: str, table: str, summary: Mapping[str, Any]) -> pa.Table:
+    """The rejects of a shard, or its rows of a table beside the job's own; errors as of `read_shards`."""
+    if table == "rejects" and not summary["num_rejects"]:
         return REJECT.empty_table()
-    path = stores.join(output, summary["rejects_file"])
+    path = stores.join(output, summary[f"{table}_file"])
     try:
-        data = stores.read_bytes(path)
-        return parquet_table(data).cast(REJECT)
+        rows = parquet_table(stores.read_bytes(path))
+        return rows.cast(REJECT if table == "rejects" else sized(TABLES[table], rows.schema))
     except Exception as error:  # each store has its own errors, and Arrow its own
         raise OutputError(f"{path!r} cannot be read ({stores.explain(error)}); restore the file") from error
 
@@ -261,6 +261,8 @@ def _add(digest: Any, array: pa.Array) -> None:
     if pa.types.is_struct(type_):
         for child in array.flatten():
             _add(digest, child)
+    elif pa.types.is_fixed_size_list(type_):
+        _add(digest, array.flatten())
     elif pa.types.is_list(type_):
         digest.update(_numbers(pc.list_value_length(array).cast(pa.int64())))
         _add(digest, array.flatten())  # without what lies under nulls
@@ -280,4 +282,6 @@ def _add(digest: Any, array: pa.Array) -> None:
 
 
 def _numbers(array: pa.Array) -> bytes:
-    return bytes(array.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+    if array.null_count:
+        array = array.fill_null(0)
+    return bytes(array.to_numpy(zero_copy_only=False).tobytes())

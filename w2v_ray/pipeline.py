@@ -1,4 +1,4 @@
-"""The data flow of a job, and running it: read, decode, segment, encode, decode text, write.
+"""The data flow of a job, and running it: read, decode, segment, encode, make results, write.
 
 Decoding again is the end of the same flow: read log-probabilities, decode text, write.
 
@@ -29,7 +29,7 @@ from w2v_ray.attempts import Attempts
 from w2v_ray.config import ITEM_DEADLINE_S, JobConfig, RedecodeConfig
 from w2v_ray.decoding import reachable
 from w2v_ray.execution import RemoteBook, Run, data_settings, running_ray
-from w2v_ray.hub import absolute_model
+from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.parts import log_probs_files
@@ -38,11 +38,13 @@ from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
 from w2v_ray.quarantine import Book, GuardedEncoder, GuardedStage, TrackedStage, loaded
-from w2v_ray.schema import SAMPLE_RATE_HZ
+from w2v_ray.schema import SAMPLE_RATE_HZ, TABLE_OF_TASK
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
+from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
 from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
@@ -60,7 +62,14 @@ _REDECODE_STORE_BYTES = 2 * 2**30  # between reading and decoding, where shards 
 _LEAST_STALL_S = 1800.0
 _STALL_MARGIN_S = 300.0  # for a worker to start in the place of one that hung
 
-TextConfig = DecodeTextConfig | AlignTextConfig
+ResultConfig = DecodeTextConfig | AlignTextConfig | ChooseLabelsConfig | FindTurnsConfig
+# What makes a task's results of what its head gives: the stage, and the name that its rejects have.
+_RESULT_STAGES: dict[type[ResultConfig], tuple[str, Callable[[Any], Callable[[pa.Table], pa.Table]]]] = {
+    DecodeTextConfig: ("decode_text", DecodeText),
+    AlignTextConfig: ("align_text", AlignText),
+    ChooseLabelsConfig: ("choose_labels", ChooseLabels),
+    FindTurnsConfig: ("find_turns", FindTurns),
+}
 
 _ACTOR: dict[str, Any] = {
     "batch_format": "pyarrow",
@@ -80,34 +89,20 @@ def build(
         max_segment_seconds=job.max_segment_seconds, vad=job.vad, keep_non_speech=job.keep_non_speech
     )
     segment = partial(SegmentAudio, segmentation)
-    model = absolute_model(job.model)
+    heads = find_heads(job, job.model, revision=job.revision)
     encode = EncodeConfig(
-        model=model,
-        revision=job.revision,
+        heads=heads,
         device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
         attn_implementation=job.attn_implementation,
         dtype=job.dtype,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
-    vocabulary = vocabulary_of(job.model, revision=job.revision)
-    if isinstance(job, AlignConfig):
-        frame_s = vocabulary.seconds_per_frame
-        text: TextConfig = AlignTextConfig(
-            model=model, revision=job.revision, seconds_per_frame=frame_s, num_threads=pools.decoder_threads
-        )
-    else:
-        text = DecodeTextConfig(
-            tokenizer=vocabulary.tokenizer,
-            seconds_per_frame=vocabulary.seconds_per_frame,
-            decoder=reachable(job.decoder()),
-            model=model,
-            revision=job.revision,
-            num_threads=pools.decoder_threads,
-        )
+    results = [config for head in heads for config in _results(job, head, pools)]
     write = WriteParquetConfig(
         output=job.output,
         job_fingerprint=plan.job_fingerprint,
-        table="alignments" if isinstance(job, AlignConfig) else "transcripts",
+        table=TABLE_OF_TASK[job.task],
+        also=tuple(TABLE_OF_TASK[head.task] for head in heads[1:]),
         keeps_log_probs=job.keep_log_probs is not None,
         partition_by=plan.partition_by,
     )
@@ -130,7 +125,39 @@ def build(
             **_ACTOR,
             **_environment(),
         )
-        return _decoded_and_written(ds, text, write, pools, guard, keep=job.keep_log_probs)
+        return _finished_and_written(ds, results, write, pools, guard, keep=job.keep_log_probs)
+
+
+def _results(job: JobConfig, head: Head, pools: Pools) -> Iterator[ResultConfig]:
+    """What makes the results of a head's numbers; an embedding is one already."""
+    if head.task == "classify":
+        yield ChooseLabelsConfig(classes=head.classes, top_k=job.top_k, threshold=job.threshold)
+    elif head.task == "frames":
+        yield FindTurnsConfig(
+            classes=head.classes,
+            seconds_per_frame=head.seconds_per_frame,
+            onset=job.onset,
+            offset=job.offset,
+            min_on_seconds=job.min_on_seconds,
+            min_off_seconds=job.min_off_seconds,
+        )
+    elif head.task == "transcribe":
+        vocabulary = vocabulary_of(head.model, revision=head.revision)
+        frame_s = vocabulary.seconds_per_frame
+        model, revision, threads = head.model, head.revision, pools.decoder_threads
+        if isinstance(job, AlignConfig):
+            yield AlignTextConfig(
+                model=model, revision=revision, seconds_per_frame=frame_s, num_threads=threads
+            )
+        else:
+            yield DecodeTextConfig(
+                tokenizer=vocabulary.tokenizer,
+                seconds_per_frame=frame_s,
+                decoder=reachable(job.decoder()),
+                model=model,
+                revision=revision,
+                num_threads=threads,
+            )
 
 
 def build_redecode(
@@ -166,12 +193,12 @@ def build_redecode(
         )
         stage = TrackedStage(ReadLogProbs(read), name="read_log_probs", book=guard.book)
         ds = ds.map_batches(stage, batch_size=1, **_task(pools))
-        return _decoded_and_written(ds, text, write, pools, guard, keep=None)
+        return _finished_and_written(ds, [text], write, pools, guard, keep=None)
 
 
-def _decoded_and_written(
+def _finished_and_written(
     ds: Dataset,
-    text: TextConfig,
+    results: Sequence[ResultConfig],
     write: WriteParquetConfig,
     pools: Pools,
     guard: _Guard,
@@ -179,16 +206,17 @@ def _decoded_and_written(
     keep: int | None,
 ) -> Dataset:
     """The end of every flow: blocks of encoded segments in, one each shard, and summaries out."""
-    name = "align_text" if isinstance(text, AlignTextConfig) else "decode_text"
-    ds = ds.map_batches(
-        TextShard,
-        fn_constructor_kwargs={"make": partial(TextStage, text, keep), "name": name, "guard": guard},
-        batch_size=None,
-        num_cpus=pools.decoder_cpus,
-        compute=ActorPoolStrategy(size=pools.num_decoders),
-        **_ACTOR,
-        **_environment(),
-    )
+    if results:
+        name = _RESULT_STAGES[type(results[0])][0]
+        ds = ds.map_batches(
+            ResultShard,
+            fn_constructor_kwargs={"make": partial(ResultStage, results, keep), "name": name, "guard": guard},
+            batch_size=None,
+            num_cpus=pools.decoder_cpus,
+            compute=ActorPoolStrategy(size=pools.num_decoders),
+            **_ACTOR,
+            **_environment(),
+        )
     return ds.map_batches(
         WriteShard,  # an actor as well: where workers are few, Ray starts one anew for each task
         fn_constructor_kwargs={"make": partial(WriteParquet, write), "guard": guard},
@@ -303,25 +331,26 @@ def _decoding(job: JobConfig) -> DecodeAudioConfig:
     return replace(config, max_item_seconds=MAX_ITEM_SECONDS) if isinstance(job, AlignConfig) else config
 
 
-class TextStage:
-    """The text stage of any job: encoded segments in, transcripts or alignments out."""
+class ResultStage:
+    """The stages that make the results of all heads, one after another."""
 
-    def __init__(self, config: TextConfig, keep: int | None) -> None:
-        self._keep = None
-        if isinstance(config, AlignTextConfig):
-            self._stage: AlignText | DecodeText = AlignText(config)
-        else:
-            self._keep = None if keep is None else KeepLogProbs(config.tokenizer, count=keep)
-            self._stage = DecodeText(config)
+    def __init__(self, configs: Sequence[ResultConfig], keep: int | None) -> None:
+        self._stages: list[Callable[[pa.Table], pa.Table]] = []
+        for config in configs:
+            if keep is not None and isinstance(config, DecodeTextConfig):
+                self._stages.append(KeepLogProbs(config.tokenizer, count=keep))
+            self._stages.append(_RESULT_STAGES[type(config)][1](config))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return self._stage(table if self._keep is None else self._keep(table))
+        for stage in self._stages:
+            table = stage(table)
+        return table
 
 
-class TextShard:
-    """The text stage as an actor: a block of encoded segments in, one of transcripts or alignments out."""
+class ResultShard:
+    """The last stages as an actor: a block of encoded segments in, one of results out."""
 
-    def __init__(self, make: Callable[[], TextStage], name: str, guard: _Guard) -> None:
+    def __init__(self, make: Callable[[], ResultStage], name: str, guard: _Guard) -> None:
         stage = partial(guard.stage, name, make)
         self._stage = loaded(stage, name=name, worker=_actor_id(), book=guard.book)
 

@@ -14,14 +14,19 @@ __all__ = [
     "ALIGNED_WORD",
     "ALIGNMENT",
     "CHARACTER",
+    "CLASS_SCORES",
     "DAMAGE_KEY",
     "DECODED",
     "DECODED_TEXT",
+    "EMBEDDING",
     "EMISSION_DTYPE",
     "ENCODED",
     "ERROR",
+    "FRAME",
+    "FRAME_SCORES",
     "ITEM",
     "KEPT",
+    "LABEL",
     "LANGUAGE",
     "LANGUAGE_ERROR_KEY",
     "LANGUAGE_KEY",
@@ -31,10 +36,13 @@ __all__ = [
     "SAMPLE_RATE_HZ",
     "SCHEMA_VERSION",
     "SEGMENT",
+    "SPEAKING_TURN",
     "TABLES",
+    "TABLE_OF_TASK",
     "TRANSCRIPT",
     "WORD",
     "error_value",
+    "sized",
 ]
 
 SCHEMA_VERSION = 3
@@ -139,11 +147,20 @@ SEGMENT = [
     _column("speech_ratio", pa.float32(), "share of its frames that are not silent, or that are speech"),
 ]
 
-# encode drops samples and adds:
+# encode drops samples and adds what its heads give. A head that transcribes:
 ENCODED = [
     _column("log_probs", pa.large_binary(), "float16 log-probabilities, num_frames x vocabulary"),
     _column("num_frames", pa.int32(), "frames of the emission"),
 ]
+
+# A head that embeds; how many numbers, and whether of 32 or 16 bits, is for the model and the job.
+_EMBEDDING = _column("embedding", pa.list_(pa.float32(), 1), "of length 1; null: too short, or no speech")
+
+# A head that classifies segments; choose_labels makes labels of it.
+CLASS_SCORES = _column("class_scores", pa.list_(pa.float32()), "in [0, 1], one for each class")
+
+# A head that classifies frames, beside num_frames; find_turns makes turns of it.
+FRAME_SCORES = _column("frame_scores", pa.large_binary(), "float16, in [0, 1], num_frames x classes")
 
 # keep_log_probs adds, where a job keeps them:
 KEPT = [
@@ -181,6 +198,46 @@ TRANSCRIPT = pa.schema(
 
 # What decode_text adds.
 DECODED_TEXT = ("text", "confidence", "words", "characters", "logit_score", "lm_score")
+
+# What the other tables of segments have in the place of what was recognised.
+_BEFORE = [TRANSCRIPT.field(name) for name in TRANSCRIPT.names[: TRANSCRIPT.names.index("text")]]
+_AFTER = [*DECODED[2:], SEGMENT[2], _METADATA]
+
+
+def _of_segments(*columns: pa.Field) -> pa.Schema:
+    return pa.schema([*_BEFORE, *columns, *_AFTER], metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)})
+
+
+# What write_parquet publishes in embeddings/.
+EMBEDDING = _of_segments(_EMBEDDING)
+
+_LABEL = _column("label", pa.string(), "a class of the model")
+_SCORE = _column("score", pa.float32(), "in [0, 1]")
+
+# What write_parquet publishes in labels/ (choose_labels drops class_scores and adds these).
+LABEL = _of_segments(
+    _column("label", pa.string(), "the likeliest class; null: none reaches the threshold, or no speech"),
+    _column("score", pa.float32(), "of the likeliest class, in [0, 1]"),
+    _column("labels", pa.list_(pa.struct([_LABEL, _SCORE])), "the likeliest classes, best first"),
+)
+
+SPEAKING_TURN = pa.struct(
+    [
+        _LABEL,
+        _column("start_s", pa.float64(), "its start in the recording", "s"),
+        _column("end_s", pa.float64(), "its end in the recording, at most that of the segment", "s"),
+        _column("score", pa.float32(), "mean over its frames, in [0, 1]"),
+    ]
+)
+
+# What write_parquet publishes in frames/ (find_turns drops frame_scores and adds these).
+FRAME = _of_segments(
+    ENCODED[1],
+    _column("seconds_per_frame", pa.float64(), "from one frame to the next", "s"),
+    _column("classes", pa.list_(pa.string()), "of the model, in the order of the scores"),
+    _column("activity", pa.list_(pa.list_(pa.float16(), 1)), "of each frame, the score of each class"),
+    _column("turns", pa.list_(SPEAKING_TURN), "where a class is active"),
+)
 
 # What write_parquet publishes in log_probs/ where a job keeps them: what decode_text takes, and what failed.
 LOG_PROBS = pa.schema(
@@ -236,8 +293,22 @@ ALIGNMENT = pa.schema(
     metadata={"w2v_ray.schema_version": str(SCHEMA_VERSION)},
 )
 
-# The tables whose parts say that a shard is done; an output holds one of them.
-TABLES = {"transcripts": TRANSCRIPT, "alignments": ALIGNMENT}
+# The table that each task fills. The parts of the job's own task say that a shard is done; the tables of
+# others that share its encoder lie beside it.
+TABLE_OF_TASK = {
+    "transcribe": "transcripts",
+    "embed": "embeddings",
+    "classify": "labels",
+    "frames": "frames",
+    "align": "alignments",
+}
+TABLES = {
+    "transcripts": TRANSCRIPT,
+    "embeddings": EMBEDDING,
+    "labels": LABEL,
+    "frames": FRAME,
+    "alignments": ALIGNMENT,
+}
 
 # What write_parquet publishes in rejects/.
 REJECT = pa.schema(
@@ -266,3 +337,12 @@ def error_value(stage: str, error: Exception) -> dict[str, str]:
     """The value of the ``error`` column for ``error`` raised in ``stage``."""
     message = " ".join(str(error).split()) or "no message"
     return {"stage": stage, "error_class": type(error).__name__, "message": message}
+
+
+def sized(schema: pa.Schema, found: pa.Schema) -> pa.Schema:
+    """The schema with lists as long, and of such numbers, as ``found`` has them: those of the model."""
+    for name in ("embedding", "activity"):
+        place = schema.get_field_index(name)
+        if place >= 0 and name in found.names:
+            schema = schema.set(place, schema.field(place).with_type(found.field(name).type))
+    return schema

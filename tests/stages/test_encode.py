@@ -19,6 +19,7 @@ from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
 from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.models.heads import Wav2Vec2BertForCTC, Wav2Vec2ForCTC
+from w2v_ray.models.wav2vec2 import Wav2Vec2Model
 from w2v_ray.schema import DECODED, ENCODED, ERROR
 from w2v_ray.stages import encode as encode_module
 from w2v_ray.stages.encode import Encode, EncodeConfig, plan_batches
@@ -181,9 +182,9 @@ def test_earlier_errors_pass(encode: Encode) -> None:
 
 def failing_on(length: int, error: Exception) -> Callable[..., Any]:
     """A forward pass that fails whenever a row of so many samples is in the batch."""
-    forward = Wav2Vec2ForCTC.forward
+    forward = Wav2Vec2Model.forward
 
-    def forward_or_fail(self: Wav2Vec2ForCTC, values: torch.Tensor, mask: torch.Tensor, **asked: Any) -> Any:
+    def forward_or_fail(self: Wav2Vec2Model, values: torch.Tensor, mask: torch.Tensor, **asked: Any) -> Any:
         if length in mask.sum(-1).tolist():
             raise error
         return forward(self, values, mask, **asked)
@@ -204,7 +205,7 @@ def test_a_segment_that_fails_costs_itself_alone(
 ) -> None:
     waves = [wave(n, seed) for seed, n in enumerate((8_000, 8_010, 8_020, 8_030, 3_000))]
     expected = log_probs_of(encode(table_of(waves)))
-    monkeypatch.setattr(Wav2Vec2ForCTC, "forward", failing_on(8_020, error))
+    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_020, error))
     table = encode(table_of(waves))
     reason = str(error).split("\n")[0] or "MemoryError"
     assert table["error"].to_pylist() == [
@@ -229,7 +230,7 @@ def test_a_segment_that_fails_costs_itself_alone(
 def test_a_mistake_in_the_code_is_named_and_costs_its_segment_alone(
     encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Wav2Vec2ForCTC, "forward", failing_on(8_000, KeyError("missing")))
+    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_000, KeyError("missing")))
     table = encode(table_of([wave(8_000), wave(7_990)]))
     failed, fine = table["error"].to_pylist()
     assert failed["message"] == "the encoder failed on a segment of 0.5 s: KeyError: 'missing'"
@@ -252,7 +253,7 @@ def test_a_failed_device_ends_the_worker(encode: Encode, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(encode_module.os, "_exit", leave)
     error = torch.AcceleratorError("CUDA error: device-side assert triggered")
-    monkeypatch.setattr(Wav2Vec2ForCTC, "forward", failing_on(8_000, error))
+    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_000, error))
     with pytest.raises(SystemExit):
         encode(table_of([wave(8_000), wave(7_990)]))
     assert codes == [1]

@@ -40,6 +40,31 @@ class ModelWithHead(PretrainedModel):
         """Keeps the encoder as it is during training, so that the head alone learns."""
         self.base_model.requires_grad_(False)
 
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether the head looks at all layers of the encoder."""
+        return hasattr(self, "layer_weights")
+
+    def apply_head(
+        self,
+        encoded: Wav2Vec2BaseModelOutput,
+        inputs: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> Any:
+        """What the head alone makes of an encoder's output, so that several heads can share one encoder.
+
+        Args:
+            encoded: What ``base_model`` gave, with hidden states where ``needs_hidden_states``.
+            inputs: What it gave that for.
+            attention_mask: The mask that it was given.
+            labels: As the class says; they give a loss.
+
+        Returns:
+            What the model itself returns, with the hidden states and attentions of ``encoded``.
+        """
+        raise NotImplementedError
+
     def _output(
         self,
         inputs: torch.Tensor,
@@ -47,7 +72,12 @@ class ModelWithHead(PretrainedModel):
         labels: torch.Tensor | None,
         asked: dict[str, bool],
     ) -> Any:
-        raise NotImplementedError
+        wanted = {**asked, "output_hidden_states": asked["output_hidden_states"] or self.needs_hidden_states}
+        encoded = self.base_model(inputs, attention_mask, **wanted, return_dict=True)
+        output = self.apply_head(encoded, inputs, attention_mask, labels)
+        if not asked["output_hidden_states"]:
+            output.hidden_states = None
+        return output
 
     def _initialize(self, *modules: nn.Module) -> None:
         for module in modules:
@@ -76,20 +106,14 @@ class ModelWithHead(PretrainedModel):
             count = self.config.num_hidden_layers + 1
             self.layer_weights = nn.Parameter(torch.full((count,), 1 / count))
 
-    def _encode(
-        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None, asked: dict[str, bool]
-    ) -> tuple[torch.Tensor, Wav2Vec2BaseModelOutput]:
-        """Gives what the head is to see, and the output with nothing in it that was not asked for."""
-        weighted = self.config.use_weighted_layer_sum
-        wanted = {**asked, "output_hidden_states": asked["output_hidden_states"] or weighted}
-        encoded = self.base_model(inputs, attention_mask, **wanted, return_dict=True)
-        x_BLE = encoded.last_hidden_state
-        if weighted:
-            weights_N111 = torch.softmax(self.layer_weights, dim=-1)[:, None, None, None]
-            x_BLE = (torch.stack(encoded.hidden_states) * weights_N111).sum(0)
-        if not asked["output_hidden_states"]:
-            encoded.hidden_states = None
-        return x_BLE, encoded
+    def _seen(self, encoded: Wav2Vec2BaseModelOutput) -> torch.Tensor:
+        """What the head sees of the encoder's output: the last layer, or a weighted sum of all."""
+        if not self.needs_hidden_states:
+            assert encoded.last_hidden_state is not None
+            return encoded.last_hidden_state
+        assert encoded.hidden_states is not None, "the head needs hidden states"
+        weights_N111 = torch.softmax(self.layer_weights, dim=-1)[:, None, None, None]
+        return (torch.stack(list(encoded.hidden_states)) * weights_N111).sum(0)
 
 
 class Wav2Vec2Family(ModelWithHead):

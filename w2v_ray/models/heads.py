@@ -18,7 +18,12 @@ from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.models.adapters import AttentionAdapter, read_language_adapter
 from w2v_ray.models.families import ModelWithHead, Wav2Vec2BertFamily, Wav2Vec2Family
 from w2v_ray.models.losses import classification_loss, ctc_loss, frame_classification_loss
-from w2v_ray.models.outputs import CausalLMOutput, SequenceClassifierOutput, TokenClassifierOutput
+from w2v_ray.models.outputs import (
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    Wav2Vec2BaseModelOutput,
+)
 
 __all__ = [
     "Wav2Vec2BertForAudioFrameClassification",
@@ -47,14 +52,13 @@ class _CTC(ModelWithHead):
         self.lm_head = nn.Linear(width, config.vocab_size)
         self._initialize(self.lm_head)
 
-    def _output(
+    def apply_head(
         self,
+        encoded: Wav2Vec2BaseModelOutput,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        asked: dict[str, bool],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> CausalLMOutput:
-        encoded = self.base_model(inputs, attention_mask, **asked, return_dict=True)
         logits_BLV = self.lm_head(self.dropout(encoded.last_hidden_state))
         loss = None
         if labels is not None:
@@ -83,15 +87,14 @@ class _SequenceClassification(ModelWithHead):
         self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
         self._initialize(self.projector, self.classifier)
 
-    def _output(
+    def apply_head(
         self,
+        encoded: Wav2Vec2BaseModelOutput,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        asked: dict[str, bool],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        x_BLE, encoded = self._encode(inputs, attention_mask, asked)
-        x_BLE = self.projector(x_BLE)
+        x_BLE = self.projector(self._seen(encoded))
         if attention_mask is None:
             pooled_BE = x_BLE.mean(1)
         else:
@@ -117,14 +120,14 @@ class _AudioFrameClassification(ModelWithHead):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._initialize(self.classifier)
 
-    def _output(
+    def apply_head(
         self,
+        encoded: Wav2Vec2BaseModelOutput,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        asked: dict[str, bool],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> TokenClassifierOutput:
-        x_BLE, encoded = self._encode(inputs, attention_mask, asked)
+        x_BLE = self._seen(encoded)
         logits_BLK = self.classifier(x_BLE)
         loss = None
         if labels is not None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from w2v_ray.models.families import ModelWithHead, Wav2Vec2BertFamily, Wav2Vec2Family
 from w2v_ray.models.losses import AMSoftmaxLoss
-from w2v_ray.models.outputs import XVectorOutput
+from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput, XVectorOutput
 from w2v_ray.models.wav2vec2 import valid_frames
 
 __all__ = ["Wav2Vec2BertForXVector", "Wav2Vec2ForXVector"]
@@ -53,15 +53,15 @@ class _XVector(ModelWithHead):
         if not self.objective.weight.is_meta:
             nn.init.normal_(self.objective.weight)
 
-    def _output(
+    def apply_head(
         self,
+        encoded: Wav2Vec2BaseModelOutput,
         inputs: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        labels: torch.Tensor | None,
-        asked: dict[str, bool],
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> XVectorOutput:
         config = self.config
-        x_BLE, encoded = self._encode(inputs, attention_mask, asked)
+        x_BLE = self._seen(encoded)
         lengths = torch.full(inputs.shape[:1], x_BLE.shape[1], device=x_BLE.device)
         if attention_mask is not None:
             # A weighted sum is over what the layers gave, which is before any adapter.

@@ -31,7 +31,7 @@ from w2v_ray.parts import (
     read_shards,
 )
 from w2v_ray.plan.generations import current_items, newest_items
-from w2v_ray.plan.records import read_job, read_plans, table_of
+from w2v_ray.plan.records import read_job, read_plans, table_of, tables_beside
 from w2v_ray.plan.shards import shard_bounds
 from w2v_ray.schema import SCHEMA_VERSION, TABLES
 
@@ -137,7 +137,7 @@ def audit(output: str) -> Audit:
 class _Checks:
     def __init__(self, output: str, job_fingerprint: str, job: Mapping[str, Any]) -> None:
         self._output, self._job_fingerprint = output, job_fingerprint
-        self._table = table_of(job)
+        self._table, self._also = table_of(job), tables_beside(job)
         self._partition_by = job.get("partition_by")
         self._keeps = job.get("keep_log_probs") is not None
         self._items, _ = read_plans(output, _NEEDED)
@@ -215,13 +215,14 @@ class _Checks:
                 for name in names:
                     yield Finding("doubled", f"{self._table}/{name}", "holds a shard that another file holds")
         for name in stores.list_names(self._output):
-            if name in TABLES and name != self._table:
-                yield Finding("foreign", name, f"is a table of another job; this one writes {self._table}")
+            if name in TABLES and name not in (self._table, *self._also):
+                own = " and ".join((self._table, *self._also))
+                yield Finding("foreign", name, f"is a table of another job; this one writes {own}")
 
     def _beside(self, used: set[str]) -> tuple[list[Finding], int]:
-        """The files of rejects and log-probabilities that no shard names."""
+        """The files of rejects, log-probabilities and other tables that no shard names."""
         findings, num_leftovers = [], 0
-        for folder in ("rejects", "log_probs"):
+        for folder in ("rejects", "log_probs", *self._also):
             for name in stores.list_names(stores.join(self._output, folder)):
                 path = f"{folder}/{name}"
                 if name.startswith((".", "_")) or path in used:
@@ -277,6 +278,10 @@ class _Checks:
             kept = self._read_beside("log_probs", summary, checked)
             if kept is not None and kept.num_rows != summary["num_rows"] + summary["num_rejects"]:
                 problems.append(f"kept log-probabilities of {kept.num_rows} segments, not of each")
+        for other in self._also:
+            beside = self._read_beside(other, summary, checked)
+            if beside is not None and not beside.equals(rows.select(beside.column_names)):
+                problems.append(f"has other segments in {other} than here")
         if self._partition_by is not None:
             metadata = items.column("metadata")[0].as_py()
             value = json.loads(metadata).get(self._partition_by) if metadata else None
@@ -323,7 +328,10 @@ class _Checks:
     def _read_beside(self, folder: str, summary: Mapping[str, Any], checked: _Checked) -> pa.Table | None:
         """The columns that count of the file of a shard in ``folder``; None where it is not as written."""
         name, expected = summary.get(f"{folder}_file"), summary.get(f"{folder}_sha256")
-        columns = ["item_index", "recording_id", "planned_s"]
+        columns = ["item_index", "recording_id", "segment_id" if folder in self._also else "planned_s"]
+        if name is None and folder in self._also:
+            checked.findings.append(Finding("missing", folder, f"has no file of shard {summary['shard_id']}"))
+            return None
         if name is None:
             return pa.table({column: [] for column in columns}).cast(
                 pa.schema(

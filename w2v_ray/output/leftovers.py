@@ -10,6 +10,7 @@ from typing import Any
 from w2v_ray import stores
 from w2v_ray.crash_points import crash_point
 from w2v_ray.parts import list_parts, read_footer
+from w2v_ray.plan.records import read_job, tables_beside
 
 __all__ = ["remove_leftovers"]
 
@@ -18,7 +19,7 @@ _BESIDE = re.compile(r"part-([0-9a-f]+)-[0-9a-f]{12}\.parquet")
 
 
 def remove_leftovers(output: str, table: str, summaries: Mapping[str, Mapping[str, Any]]) -> int:
-    """Removes rejects and log-probabilities that the rows of their shard do not name.
+    """Removes rejects, log-probabilities and rows of other tables that the rows of their shard do not name.
 
     Whoever would still name one of them finds that its shard is published, and names nothing.
 
@@ -34,7 +35,8 @@ def remove_leftovers(output: str, table: str, summaries: Mapping[str, Mapping[st
         OutputError: The store refuses.
     """
     doubtful: dict[str, list[str]] = {}
-    for folder in ("rejects", "log_probs"):
+    folders = ("rejects", "log_probs", *tables_beside(read_job(output)[1]))
+    for folder in folders:
         found: dict[str, list[str]] = {}
         for name in stores.list_names(stores.join(output, folder)):
             match = _BESIDE.fullmatch(name)
@@ -50,7 +52,7 @@ def remove_leftovers(output: str, table: str, summaries: Mapping[str, Mapping[st
 
     def clean(shard_id: str) -> int:
         summary = read_footer(stores.join(output, table, files[shard_id])).shards[shard_id]
-        named = {summary.get("rejects_file"), summary.get("log_probs_file")}
+        named = {summary.get(f"{folder}_file") for folder in folders}
         spare = [name for name in doubtful[shard_id] if name not in named]
         for name in spare:
             stores.remove(stores.join(output, name))

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
-from w2v_ray.parts import Footer, list_parts, read_footer, read_rejects, read_shards
+from w2v_ray.parts import Footer, list_parts, read_beside, read_footer, read_shards
 from w2v_ray.plan.generations import current_items
-from w2v_ray.plan.records import read_job, read_plans, table_of
+from w2v_ray.plan.records import read_job, read_plans, table_of, tables_beside
 from w2v_ray.plan.shards import shard_bounds
 from w2v_ray.schema import REJECT, TABLES
 
@@ -43,7 +43,8 @@ def current_rows(
 
     Args:
         output: Folder or URL of a job's output.
-        table: ``transcripts``, ``alignments`` or ``rejects``; None: the one that the job writes.
+        table: ``transcripts``, ``embeddings``, ``labels``, ``frames``, ``alignments`` or ``rejects``; None:
+            that of the job's task.
         generation: ``newest`` leaves out what a later generation has taken the place of, ``all`` does not.
         recordings: The ids of those to read; None: all.
 
@@ -97,7 +98,7 @@ class Unit:
     def read(self) -> pa.Table:
         """The rows that count."""
         reader = _Reader(self.output, self.table, self.files)
-        parts = [reader.schema.empty_table()]
+        parts = []
         for shard_id, found in reader.read(list(self.files)):
             items = self.items[shard_id]
             if items is not None:
@@ -146,10 +147,11 @@ def row_schema(output: str, table: str | None = None) -> pa.Schema:
 
 
 def _checked_table(output: str, table: str | None) -> str:
-    own = table_of(read_job(output)[1])
-    if table not in (None, own, "rejects"):
-        raise OutputError(f"{output!r} has no table {table!r}; name {own!r} or 'rejects'")
-    return table or own
+    job = read_job(output)[1]
+    names = [table_of(job), *tables_beside(job), "rejects"]
+    if table is not None and table not in names:
+        raise OutputError(f"{output!r} has no table {table!r}; name one of {', '.join(names)}")
+    return table or names[0]
 
 
 def _batches(ranks: np.ndarray, shards: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -170,10 +172,9 @@ class _Reader:
 
     def __init__(self, output: str, table: str, files: Mapping[str, str]) -> None:
         self._output, self._table, self._files = output, table, files
-        self._main = table_of(read_job(output)[1]) if table == "rejects" else table
+        self._main = table_of(read_job(output)[1])
         self._footers: dict[str, Footer] = {}
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
-        self.schema = REJECT if table == "rejects" else TABLES[table]
 
     def read(self, shard_ids: list[str]) -> Iterator[tuple[str, pa.Table]]:
         by_file: dict[str, list[str]] = {}
@@ -195,6 +196,7 @@ class _Reader:
         wanted = set(shard_ids)
         summaries = [s for shard_id, s in self._footers[name].shards.items() if shard_id in wanted]
         names = [summary["shard_id"] for summary in summaries]
-        if self._table == "rejects":
-            return [(shard, read_rejects(self._output, s)) for shard, s in zip(names, summaries, strict=True)]
+        if self._table != self._main:
+            found = (read_beside(self._output, self._table, summary) for summary in summaries)
+            return list(zip(names, found, strict=True))
         return list(zip(names, read_shards(self._output, self._main, name, summaries), strict=True))

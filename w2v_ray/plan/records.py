@@ -19,7 +19,7 @@ from w2v_ray import stores
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import OutputError
 from w2v_ray.parts import parquet_table
-from w2v_ray.schema import ITEM, SCHEMA_VERSION
+from w2v_ray.schema import ITEM, SCHEMA_VERSION, TABLE_OF_TASK
 
 __all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "read_settings", "table_of"]
 
@@ -143,8 +143,14 @@ def read_settings(output: str) -> dict[str, Any]:
 
 
 def table_of(job: Mapping[str, Json]) -> str:
-    """The table that a job with these settings writes."""
-    return str(job.get("table", "transcripts"))
+    """The table whose files say what of a job with these settings is done."""
+    return TABLE_OF_TASK[str(job.get("task", "transcribe"))]
+
+
+def tables_beside(job: Mapping[str, Json]) -> tuple[str, ...]:
+    """The tables that a job with these settings fills in the same pass."""
+    also: Any = job.get("also") or []
+    return tuple(TABLE_OF_TASK[text.partition("=")[0].strip()] for text in also)
 
 
 def job_of(output: str) -> dict[str, Json]:

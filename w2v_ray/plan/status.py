@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError, W2vRayError
-from w2v_ray.parts import list_parts, read_footer, read_rejects, read_shards
+from w2v_ray.parts import list_parts, read_beside, read_footer, read_shards
 from w2v_ray.plan.generations import newest_items
 from w2v_ray.plan.records import job_of, read_plans, table_of
 from w2v_ray.plan.shards import shard_bounds
@@ -142,7 +142,7 @@ def _counted(
     items = pa.array(kept, pa.int32())
     columns = ["item_index", "duration_s"]
     (rows,) = read_shards(output, table, files[summary["shard_id"]], [summary], columns)
-    rejects = read_rejects(output, summary)
+    rejects = read_beside(output, "rejects", summary)
     rows, rejects = (
         found.filter(pc.is_in(found.column("item_index"), value_set=items)) for found in (rows, rejects)
     )

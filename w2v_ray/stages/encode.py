@@ -1,4 +1,4 @@
-"""The encoder: segments of a shard in, log-probabilities of each out.
+"""The encoder and its heads: segments of a shard in, log-probabilities, embeddings or scores of each out.
 
 Segments are sorted by length and run in batches that fit a budget of seconds, padding included; the
 model's results do not depend on what a segment is padded with. A batch that fails is tried again one
@@ -19,24 +19,38 @@ import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
 from w2v_ray.errors import ConfigError, EncodeError, ItemError, TooShortError
-from w2v_ray.models.auto import AutoModelForCTC
+from w2v_ray.heads import Head
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.processors import AutoFeatureExtractor
-from w2v_ray.schema import EMISSION_DTYPE, ENCODED, ERROR, SAMPLE_RATE_HZ, error_value
+from w2v_ray.schema import (
+    CLASS_SCORES,
+    EMBEDDING,
+    EMISSION_DTYPE,
+    ENCODED,
+    ERROR,
+    FRAME_SCORES,
+    SAMPLE_RATE_HZ,
+    error_value,
+)
+from w2v_ray.stages.encoder_heads import EncoderHeads
 
 __all__ = ["Encode", "EncodeConfig", "plan_batches"]
 
 logger = logging.getLogger(__name__)
+
+Result = list[np.ndarray | None]  # what each head gives for a segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeConfig:
     """What the encoder computes, and with what."""
 
-    model: str
-    """A folder or hub id with a CTC head."""
+    model: str = ""
+    """A folder or hub id with a CTC head, which transcribes; with ``heads`` it is left out."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    heads: tuple[Head, ...] = ()
+    """What to compute instead: the first head's failures are the segment's, of others they are null."""
     device: str = "cpu"
     """A torch device: cpu, cuda or cuda:N."""
     attn_implementation: str = "sdpa"
@@ -51,6 +65,13 @@ class EncodeConfig:
     """CPU threads of torch; None: leave torch's default."""
 
     def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.heads):
+            raise ConfigError(
+                f"model is {self.model!r} and there are {len(self.heads)} heads; name a model, or heads"
+            )
+        if not self.heads:
+            head = Head(task="transcribe", model=self.model, revision=self.revision)
+            object.__setattr__(self, "heads", (head,))
         if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
             raise ConfigError(f"max_batch_seconds is {self.max_batch_seconds}, expected above 0; try 30")
         if not 0 <= self.max_padding < 1:
@@ -60,7 +81,10 @@ class EncodeConfig:
 
 
 class Encode:
-    """Adds ``log_probs`` and ``num_frames`` to a table of segments and drops ``samples``.
+    """Adds what the heads give to a table of segments and drops ``samples``.
+
+    A head that transcribes gives ``log_probs`` and ``num_frames``, one that embeds ``embedding``, one that
+    classifies ``class_scores``, and one of frames ``frame_scores`` and ``num_frames``.
 
     Args:
         config: What to load and how to run it.
@@ -88,21 +112,20 @@ class Encode:
         self._budget_s = config.max_batch_seconds or (8.0 if self._device.type == "cpu" else 240.0)
         self._max_padding = config.max_padding
         self._report = report
-        self._extract = AutoFeatureExtractor.from_pretrained(config.model, revision=config.revision)
-        self._model = AutoModelForCTC.from_pretrained(
-            config.model,
-            revision=config.revision,
-            dtype=config.dtype,
-            attn_implementation=config.attn_implementation,
-        ).to(self._device)
-        self._dtype = next(self._model.parameters()).dtype
-        settings = self._model.config
+        first = config.heads[0]
+        self._extract = AutoFeatureExtractor.from_pretrained(first.model, revision=first.revision)
+        options = {"dtype": config.dtype, "attn_implementation": config.attn_implementation}
+        self._heads = EncoderHeads(config.heads, device=self._device, **options)
+        encoder = self._heads.encoder
+        self._input_name = encoder.main_input_name
+        self._dtype = next(encoder.parameters()).dtype
+        settings = encoder.config
         # Mel features are scaled by their variance over time, which one frame alone has not.
         self._shortest = (
             settings.receptive_samples if isinstance(settings, Wav2Vec2Config) else FRAME_LENGTH + FRAME_SHIFT
         )
         # Where features are much work, they are made where the model is.
-        makes_features = self._model.main_input_name == "input_features"
+        makes_features = self._input_name == "input_features"
         self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -111,14 +134,14 @@ class Encode:
             torch.set_num_threads(self._num_threads)
         errors = table.column("error").to_pylist()
         waves: dict[int, np.ndarray] = {}
-        emissions: list[np.ndarray | None] = [None] * len(errors)
+        results: list[Result | None] = [None] * len(errors)
         for row, buffer in enumerate(_buffers(table.column("samples"))):
             if errors[row] is not None:
                 continue
             assert buffer is not None, "an item without an error has samples"
             waves[row] = np.frombuffer(buffer, np.float32)
             if len(waves[row]) == 0:  # segment_audio found nobody speaking in it
-                emissions[row] = np.zeros((0, 0), getattr(np, EMISSION_DTYPE))
+                results[row] = [None] * len(self._heads.heads)
                 del waves[row]
             elif len(waves[row]) < self._shortest:
                 error = TooShortError(
@@ -137,19 +160,18 @@ class Encode:
                 if isinstance(result, ItemError):
                     errors[row] = error_value("encode", result)
                 else:
-                    emissions[row] = result
+                    results[row] = result
             if self._report is not None:
                 self._report(sum(lengths[i] for i in batch) / SAMPLE_RATE_HZ)
         table = table.drop_columns(["samples", "error"])
-        columns = {
-            ENCODED[0]: [None if e is None else e.tobytes() for e in emissions],
-            ENCODED[1]: [None if e is None else len(e) for e in emissions],
-        }
-        for column, values in columns.items():
-            table = table.append_column(column, pa.array(values, column.type))
+        for place, head in enumerate(self._heads.heads):
+            values = [None if result is None else (result[place],) for result in results]
+            for column, array in _columns(head, values):
+                if column.name not in table.column_names:  # num_frames, of two heads
+                    table = table.append_column(column, array)
         return table.append_column("error", pa.array(errors, ERROR))
 
-    def _encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray | ItemError]:
+    def _encode(self, waves: Sequence[np.ndarray]) -> list[Result | ItemError]:
         try:
             return list(self._forward(waves))
         except torch.AcceleratorError:
@@ -167,7 +189,7 @@ class Encode:
         return [result for wave in waves for result in self._encode([wave])]
 
     @torch.inference_mode()
-    def _forward(self, waves: Sequence[np.ndarray]) -> Iterator[np.ndarray | ItemError]:
+    def _forward(self, waves: Sequence[np.ndarray]) -> Iterator[Result | ItemError]:
         features = self._extract(
             list(waves),
             sampling_rate=SAMPLE_RATE_HZ,
@@ -176,20 +198,16 @@ class Encode:
             return_tensors="pt",
             **self._on_device,
         )
-        values = features[self._model.main_input_name].to(self._device, self._dtype)
+        values = features[self._input_name].to(self._device, self._dtype)
         mask = features["attention_mask"].to(self._device)
-        # Said here, as a config.json can ask for more, or for a tuple.
-        asked = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-        logits = self._model(values, mask, **asked).logits
-        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        finite = log_probs.isfinite().all(-1).cpu().numpy()
-        emissions = log_probs.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
-        num_frames = self._model.base_model.num_frames(mask.sum(-1)).cpu().tolist()
-        for row, frames in enumerate(num_frames):
-            if finite[row, :frames].all():
-                yield emissions[row, :frames]
+        for first, *others in zip(*self._heads(values, mask), strict=True):
+            failed = next((found for found in others if isinstance(found, EncodeError)), None)
+            if isinstance(first, ItemError):
+                yield first
+            elif failed is not None:
+                yield failed
             else:
-                yield EncodeError("the encoder gave numbers that are not finite; try dtype float32")
+                yield [first, *(None if isinstance(found, ItemError) else found for found in others)]
 
 
 def plan_batches(lengths: Sequence[int], budget: float, max_padding: float) -> Iterator[list[int]]:
@@ -222,3 +240,29 @@ def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
     """The values of a binary column without copying them."""
     for value in column:
         yield value.as_buffer()
+
+
+def _columns(
+    head: Head, results: Sequence[tuple[np.ndarray | None] | None]
+) -> Iterator[tuple[pa.Field, pa.Array]]:
+    """What a head gives as columns; a result is None where the segment failed, (None,) where it has none."""
+    found = [None if result is None else result[0] for result in results]
+    if head.task in ("transcribe", "frames"):
+        empty = np.zeros((0, 0), EMISSION_DTYPE)
+        arrays = [None if r is None else empty if r[0] is None else r[0] for r in results]
+        field = ENCODED[0] if head.task == "transcribe" else FRAME_SCORES
+        yield field, pa.array([None if a is None else a.tobytes() for a in arrays], field.type)
+        yield ENCODED[1], pa.array([None if a is None else len(a) for a in arrays], ENCODED[1].type)
+    elif head.task == "classify":
+        yield CLASS_SCORES, pa.array(found, CLASS_SCORES.type)
+    else:
+        numbers = pa.from_numpy_dtype(head.dtype)
+        type_ = pa.list_(numbers, head.size)
+        field = EMBEDDING.field("embedding").with_type(type_)
+        vectors = np.zeros((len(found), head.size), head.dtype)
+        for row, vector in enumerate(found):
+            if vector is not None:
+                vectors[row] = vector
+        missing = pa.array([vector is None for vector in found], pa.bool_())
+        values = pa.array(vectors.ravel(), numbers)
+        yield field, pa.FixedSizeListArray.from_arrays(values, type=type_, mask=missing)

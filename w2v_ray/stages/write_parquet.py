@@ -1,7 +1,7 @@
-"""Publishing a shard: its rejects, then what is kept of its log-probabilities, and last its rows, whose file
-is the record that the shard is done.
+"""Publishing a shard: its rejects, then what is kept of its log-probabilities and its rows of other tables,
+and last its rows of the job's own table, whose file is the record that the shard is done.
 
-The first writer of that file wins, and it names the other two by their content: whatever a slower writer, or
+The first writer of that file wins, and it names the others by their content: whatever a slower writer, or
 one that died, left of them counts for nothing. Rows have one order and one schema, whatever the order and
 columns they come in.
 """
@@ -21,7 +21,7 @@ from w2v_ray import stores
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import ConfigError, OutputError
 from w2v_ray.parts import content_sha256, part_name, partition_folder, read_footer, write_part
-from w2v_ray.schema import LOG_PROBS, REJECT, TABLES
+from w2v_ray.schema import LOG_PROBS, REJECT, TABLES, sized
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
 
@@ -50,6 +50,8 @@ class WriteParquetConfig:
     """Of the plan: parts of another job are never taken for this one's."""
     table: str = "transcripts"
     """The table that receives the rows: a folder in the output."""
+    also: tuple[str, ...] = ()
+    """Tables of the same segments that are written beside it."""
     keeps_log_probs: bool = False
     """Whether the tables have the columns of KEPT, which go to ``log_probs/``."""
     partition_by: str | None = None
@@ -61,14 +63,15 @@ class WriteParquetConfig:
                 f"output is {self.output!r} and job_fingerprint {self.job_fingerprint!r}, expected text; "
                 "take both from the plan"
             )
-        if self.table not in TABLES:
-            raise ConfigError(f"table is {self.table!r}, expected one of {', '.join(TABLES)}; choose one")
+        for name in (self.table, *self.also):
+            if name not in TABLES:
+                raise ConfigError(f"table is {name!r}, expected one of {', '.join(TABLES)}; choose one")
 
 
 class WriteParquet:
     """Publishes all rows of one shard and returns one row that sums them up.
 
-    It takes the columns of the table's schema and ``segment_id``, ``segment_index``, ``byte_size``,
+    It takes the columns of the schemas of its tables and ``segment_id``, ``segment_index``, ``byte_size``,
     ``planned_s``, ``generation`` and ``error``, and those of LOG_PROBS where these are kept; others are not
     written.
 
@@ -79,11 +82,12 @@ class WriteParquet:
     def __init__(self, config: WriteParquetConfig) -> None:
         self._output = stores.canonical(config.output)  # workers have other working folders
         self._job_fingerprint = config.job_fingerprint
-        self._table, self._schema = config.table, TABLES[config.table]
+        self._table, self._also = config.table, config.also
         self._keeps_log_probs = config.keeps_log_probs
         self._partition_by = config.partition_by
         kept = LOG_PROBS.names if config.keeps_log_probs else []
-        self._needed = list(dict.fromkeys([*self._schema.names, *_NEEDED, *kept]))
+        names = [name for table in (config.table, *config.also) for name in TABLES[table].names]
+        self._needed = list(dict.fromkeys([*names, *_NEEDED, *kept]))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         shard_ids = pc.unique(table.column("shard_id")).to_pylist()
@@ -102,7 +106,8 @@ class WriteParquet:
         assert len(indices) == pc.max(indices).as_py() + 1, f"{path} lacks some of its items"
         crash_point("commit.ready")
         is_row = pc.is_null(table.column("error"))
-        rows = table.filter(is_row).select(self._schema.names).cast(self._schema)
+        done = table.filter(is_row)
+        rows = _of_table(done, self._table)
         rejects = _rejects(table.filter(pc.invert(is_row)))
         summary = {
             "shard_id": table.column("shard_id")[0].as_py(),
@@ -120,6 +125,8 @@ class WriteParquet:
         crash_point("commit.rejects")
         if self._keeps_log_probs:
             beside |= self._put_beside("log_probs", table.select(LOG_PROBS.names).cast(LOG_PROBS), summary)
+        for name in self._also:
+            beside |= self._put_beside(name, _of_table(done, name), summary)
         crash_point("commit.kept")
         summary |= {"rows_sha256": content_sha256(rows)} | beside
         data = write_part(rows, self._job_fingerprint, summary)
@@ -128,7 +135,8 @@ class WriteParquet:
             return summary
         winner = self._published(path, summary["shard_id"])  # of a faster writer
         assert winner is not None, path
-        for name in ("rejects_file", "log_probs_file"):
+        for folder in ("rejects", "log_probs", *self._also):
+            name = f"{folder}_file"
             if name in beside and winner.get(name) != beside[name]:
                 stores.remove(stores.join(self._output, beside[name]))
         return winner
@@ -161,6 +169,12 @@ class WriteParquet:
         if shard_id not in footer.shards:
             raise OutputError(f"{path!r} holds another shard than its name says; delete it and run again")
         return footer.shards[shard_id]
+
+
+def _of_table(rows: pa.Table, name: str) -> pa.Table:
+    """The columns of a table, in its schema."""
+    schema = sized(TABLES[name], rows.schema)
+    return rows.select(schema.names).cast(schema)
 
 
 def _rejects(failed: pa.Table) -> pa.Table:
