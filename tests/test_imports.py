@@ -47,12 +47,14 @@ stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
-job        -> align_config audio config decoding errors frame_rate head_config heads hub output plan
+languages  -> config errors hub output text
+job        -> align_config audio config decoding errors frame_rate head_config heads hub languages
+job        -> output plan
 job        -> processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> progress quarantine schema stages stores
+pipeline   -> languages progress quarantine schema stages stores
 dataset    -> output
 plugin_rows -> audio_config errors packing schema stages
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from w2v_ray import stores
@@ -21,11 +22,13 @@ from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
-from w2v_ray.output import make_retry_plan, remove_leftovers
+from w2v_ray.languages import check_languages
+from w2v_ray.output import SpokenLanguages, make_retry_plan, remove_leftovers
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
-from w2v_ray.plan.records import read_settings
+from w2v_ray.plan.records import read_job, read_settings
 from w2v_ray.processors import AutoTokenizer
 from w2v_ray.schema import TABLE_OF_TASK
+from w2v_ray.text.languages import Tokenizers
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = [
@@ -95,6 +98,9 @@ def prepare(job: JobConfig) -> Plan:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
     fields, vocabulary = _checked(job)
+    annotate = None
+    if job.languages_from is not None:
+        annotate = partial(SpokenLanguages(job.languages_from).annotate, key=job.language_key)
     plan = make_plan(
         job.inputs,
         job.output,
@@ -104,6 +110,7 @@ def prepare(job: JobConfig) -> Plan:
         on_change=job.on_change,
         audio_column=job.audio_column,
         settings=_settings(job),
+        annotate=annotate,
     )
     if job.keep_log_probs is not None:
         assert vocabulary is not None, "only transcribe keeps them"
@@ -161,9 +168,11 @@ def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
     for head in find_heads(job, job.model, revision=job.revision):
         if head.task == "transcribe":
             vocabulary = vocabulary_of(head.model, revision=head.revision)
-            content |= check_decoder(
-                job.decoder(), vocabulary.tokenizer, model=head.model, revision=head.revision
-            )
+            tokenizer = vocabulary.tokenizer
+            if job.language_fields():
+                content |= check_languages(job, tokenizer)
+                tokenizer = Tokenizers(tokenizer)(job.language)
+            content |= check_decoder(job.decoder(), tokenizer, model=head.model, revision=head.revision)
         elif head.task == "embed":
             content["pooling"] = head.pooling  # what auto was
         elif head.task == "frames":
@@ -191,6 +200,7 @@ def _settings(job: JobConfig) -> dict[str, Any]:
         "also": [f"{task}={model}" if model else task for task, model in also],
         "lm": files.lm,
         "unigrams": files.unigrams,
+        "languages_from": job.languages_from and stores.canonical(job.languages_from),
     }
     return {name: value for name, value in asdict(job).items() if name not in ("inputs", "output")} | places
 
@@ -207,11 +217,26 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
             "lm is 'checkpoint', which redecode does not read; name the file in its folder language_model"
         )
     tokenizer, frame_s = read_vocabulary(job.source)
-    content = check_decoder(job.decoder(), tokenizer)
+    content = check_decoder(job.decoder(), _of_language(tokenizer, job))
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
     plan = make_redecode_plan(job.source, job.output, job=content)
     return plan, Vocabulary(tokenizer=tokenizer, seconds_per_frame=frame_s)
+
+
+def _of_language(tokenizer: Wav2Vec2CTCTokenizer, job: RedecodeConfig) -> Wav2Vec2CTCTokenizer:
+    """The tokenizer of the language of a source, where it is of one."""
+    _, source = read_job(stores.canonical(job.source))
+    for name in ("language_key", "languages_from"):
+        if source.get(name) is not None:
+            for setting in ("lm", "unigrams", "hotwords"):
+                if value := getattr(job, setting):
+                    raise ConfigError(
+                        f"{setting} is {value!r}, which is of one language, and {job.source!r} has several; "
+                        "leave it out"
+                    )
+    language = source.get("language")
+    return tokenizer if language is None else Tokenizers(tokenizer)(str(language))
 
 
 def summarize(

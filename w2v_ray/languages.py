@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from w2v_ray.config import JobConfig
 from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.hub import adapter_file, adapter_languages, checkpoint_file, read_json_file
+from w2v_ray.output import spoken_languages_fingerprint
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["check_language", "check_languages", "known_languages"]
+__all__ = ["check_adapters", "check_languages", "known_languages"]
 
 
 def known_languages(
@@ -52,7 +55,34 @@ def known_languages(
     return tuple(sorted(found if names is None else found & {*names}))
 
 
-def check_languages(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: tuple[str, ...]) -> None:
+def check_languages(job: JobConfig, tokenizer: Wav2Vec2CTCTokenizer) -> dict[str, Any]:
+    """Sees that the languages of a job can be used, and says what decides their results.
+
+    Args:
+        job: One with settings of languages.
+        tokenizer: Of its checkpoint.
+
+    Returns:
+        What counts instead of the names of other files and outputs.
+
+    Raises:
+        ConfigError: The checkpoint has not the language that recordings are of by default.
+        CheckpointError: It has no adapters, or one does not fit its vocabulary.
+        OutputError: ``languages_from`` names no output with labels.
+    """
+    known = known_languages(job.model, tokenizer, revision=job.revision)
+    content: dict[str, Any] = {}
+    if job.language is not None:
+        content |= _check_language(job.language, known, model=job.model, revision=job.revision)
+    is_one = job.language_key is None and job.languages_from is None
+    names = (job.language,) if is_one else known
+    check_adapters(job.model, tokenizer, [name for name in names or () if name is not None])
+    if job.languages_from is not None:
+        content["languages_from"] = spoken_languages_fingerprint(job.languages_from)
+    return content
+
+
+def check_adapters(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: Sequence[str]) -> None:
     """Sees that the adapters in a folder have a row in the head for each token of their vocabularies.
 
     Pickled adapters are left for when they are loaded.
@@ -75,7 +105,7 @@ def check_languages(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: tupl
             check_head(tokenizers(language), rows, str(path), language)
 
 
-def check_language(
+def _check_language(
     language: str, known: tuple[str, ...] | None, *, model: str, revision: str | None = None
 ) -> dict[str, Any]:
     """Sees that the one language of a job is there, and says what decides its results.

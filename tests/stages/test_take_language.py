@@ -87,7 +87,7 @@ def test_where_the_languages_are_not_known_any_name_is() -> None:
 def test_a_job_of_one_language_has_none() -> None:
     out = TakeLanguage(None)(items({"lang": "fra"}, None))
     assert out["language"].to_pylist() == [None, None]
-    assert out["error"].to_pylist() == [None, None]
+    assert out.column_names == [*ITEM.names, "language"]
 
 
 def test_an_error_that_is_there_stays() -> None:

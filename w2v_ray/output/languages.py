@@ -8,12 +8,27 @@ from collections import Counter, defaultdict
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
 from w2v_ray.output.rows import current_rows
-from w2v_ray.plan.records import read_job, table_of
+from w2v_ray.plan.records import read_job, table_of, tables_beside
 from w2v_ray.schema import LANGUAGE_ERROR_KEY, LANGUAGE_KEY
 
-__all__ = ["SpokenLanguages"]
+__all__ = ["SpokenLanguages", "spoken_languages_fingerprint"]
 
 _TABLE = "labels"
+
+
+def spoken_languages_fingerprint(output: str) -> str:
+    """The fingerprint of the job that told the languages.
+
+    Raises:
+        OutputError: The output has no labels.
+    """
+    fingerprint, job = read_job(stores.canonical(output))
+    if _TABLE not in (found := (table_of(job), *tables_beside(job))):
+        raise OutputError(
+            f"languages_from is {output!r}, which holds {' and '.join(found)}; name the output of w2v-ray "
+            "classify with a language-identification checkpoint"
+        )
+    return fingerprint
 
 
 class SpokenLanguages:
@@ -25,7 +40,6 @@ class SpokenLanguages:
     Attributes:
         languages: By recording.
         reasons: Why there is none, by recording that was rejected or that no label was given.
-        fingerprint: Of the job that made the output.
 
     Raises:
         OutputError: It is no such output, or a file of it cannot be read.
@@ -33,12 +47,7 @@ class SpokenLanguages:
 
     def __init__(self, output: str) -> None:
         self._output = output
-        self.fingerprint, job = read_job(stores.canonical(output))
-        if (found := table_of(job)) != _TABLE:
-            raise OutputError(
-                f"languages_from is {output!r}, which holds {found}; name the output of w2v-ray classify "
-                "with a language-identification checkpoint"
-            )
+        spoken_languages_fingerprint(output)
         self.languages: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         for rows in current_rows(output, _TABLE):

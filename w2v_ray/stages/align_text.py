@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from w2v_ray.errors import AlignError, ConfigError, EncodeError
 from w2v_ray.schema import ALIGNMENT, EMISSION_DTYPE, ERROR, error_value
-from w2v_ray.stages.decode_text import languages_of
+from w2v_ray.stages.take_language import languages_of
 from w2v_ray.text.align_text import AlignedSpan, TextAlignment, align_texts
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.spelling import Spelling

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError, EncodeError, ItemError
-from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, LANGUAGE, TRANSCRIPT, error_value
+from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
+from w2v_ray.stages.take_language import languages_of
 from w2v_ray.text.greedy import CTCLabels, checked_emission, decode_greedy
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.lm_source import find_language_model, load_language_model
@@ -26,7 +27,7 @@ from w2v_ray.text.search import BeamSearch, SearchOptions
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 from w2v_ray.text.transcript import Character, Transcript, Word
 
-__all__ = ["DecodeText", "DecodeTextConfig", "emission_of", "languages_of"]
+__all__ = ["DecodeText", "DecodeTextConfig", "emission_of"]
 
 _DTYPE = np.dtype(EMISSION_DTYPE).newbyteorder("<")
 Emission = NDArray[np.float16]
@@ -171,14 +172,6 @@ class DecodeText:
         if transcript.characters is not None:
             row["characters"] = placed("char", transcript.characters)
         return row
-
-
-def languages_of(table: pa.Table) -> list[str | None]:
-    """The language of each row: null where it is the checkpoint's own."""
-    if LANGUAGE.name not in table.column_names:
-        return [None] * table.num_rows
-    languages: list[str | None] = table.column(LANGUAGE.name).to_pylist()
-    return languages
 
 
 def emission_of(buffer: pa.Buffer | None, num_frames: int | None) -> Emission:

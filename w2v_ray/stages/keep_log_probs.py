@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from w2v_ray import stores
 from w2v_ray.errors import ItemError, OutputError
 from w2v_ray.schema import EMISSION_DTYPE, ENCODED, ERROR, KEPT, LOG_PROBS, error_value
-from w2v_ray.stages.decode_text import emission_of, languages_of
+from w2v_ray.stages.decode_text import emission_of
+from w2v_ray.stages.take_language import languages_of
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 from w2v_ray.text.top_tokens import keep_top_tokens, restore_emission

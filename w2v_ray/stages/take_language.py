@@ -12,7 +12,7 @@ import pyarrow as pa
 from w2v_ray.errors import LanguageError
 from w2v_ray.schema import ERROR, LANGUAGE, LANGUAGE_ERROR_KEY, LANGUAGE_KEY, error_value
 
-__all__ = ["LanguageConfig", "TakeLanguage", "with_languages"]
+__all__ = ["LanguageConfig", "TakeLanguage", "languages_of", "with_languages"]
 
 _STAGE = "take_language"
 
@@ -43,8 +43,7 @@ class TakeLanguage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._config is None:
-            table = table.append_column(LANGUAGE, pa.nulls(table.num_rows, LANGUAGE.type))
-            return table if "error" in table.column_names else _with_errors(table, [None] * table.num_rows)
+            return table.append_column(LANGUAGE, pa.nulls(table.num_rows, LANGUAGE.type))
         texts = table.column("metadata").to_pylist()
         found = [self._told(json.loads(text) if text else {}) for text in texts]
         return with_languages(table, found, known=self._config.known)
@@ -67,6 +66,14 @@ class TakeLanguage:
         )
 
 
+def languages_of(table: pa.Table) -> list[str | None]:
+    """The language of each row: null where it is the checkpoint's own."""
+    if LANGUAGE.name not in table.column_names:
+        return [None] * table.num_rows
+    languages: list[str | None] = table.column(LANGUAGE.name).to_pylist()
+    return languages
+
+
 def with_languages(
     table: pa.Table, languages: list[object], *, known: tuple[str, ...] | None = None
 ) -> pa.Table:
@@ -86,7 +93,10 @@ def with_languages(
         if error is not None:
             errors[row] = errors[row] or error_value(_STAGE, error)
     table = table.append_column(LANGUAGE, pa.array(names, LANGUAGE.type))
-    return _with_errors(table, errors)
+    column = pa.array(errors, ERROR)
+    if not has_errors:
+        return table.append_column("error", column)
+    return table.set_column(table.column_names.index("error"), pa.field("error", ERROR), column)
 
 
 def _fault(language: object, known: tuple[str, ...] | None) -> LanguageError | None:
@@ -99,10 +109,3 @@ def _fault(language: object, known: tuple[str, ...] | None) -> LanguageError | N
     return LanguageError(
         f"language is {language!r}, expected {some}; correct the language, or leave the recording out"
     )
-
-
-def _with_errors(table: pa.Table, errors: list[dict[str, str] | None]) -> pa.Table:
-    column = pa.array(errors, ERROR)
-    if "error" in table.column_names:
-        return table.set_column(table.column_names.index("error"), pa.field("error", ERROR), column)
-    return table.append_column("error", column)
