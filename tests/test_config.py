@@ -341,7 +341,9 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         **search,
         **heads,
     }
-    assert other.keys() | {"task"} == {field.name for field in fields(JobConfig)}, "a new field must be placed here"
+    assert other.keys() | {"task"} == {field.name for field in fields(JobConfig)}, (
+        "a new field must be placed here"
+    )
     also = ("embed=speakers", "classify=labels", "frames=turns")
     one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find", also=also)
     changes = {

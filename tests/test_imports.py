@@ -66,8 +66,9 @@ cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
 cli_export -> exports
 cli_output -> console errors output
-cli        -> align_config audio_config cli_decode cli_export cli_lm cli_output config console demo
-cli        -> errors job pipeline plan w2v_ray
+cli_jobs   -> align_config audio_config cli_decode config head_config
+cli        -> cli_decode cli_export cli_jobs cli_lm cli_output config console demo errors job pipeline plan
+cli        -> w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -9,20 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_export, cli_lm, cli_output
-from w2v_ray.audio_config import ON_TRUNCATED
-from w2v_ray.cli_decode import (
-    add_decoder_arguments,
-    add_decoder_workers,
-    add_redecode,
-    add_store_arguments,
-    decoder_values,
-    quieten_ray,
-    redecode,
-    run_redecode,
-    whole_number,
-)
-from w2v_ray.config import ATTN_IMPLEMENTATIONS, ON_CHANGE, JobConfig, RedecodeConfig, load_job
+from w2v_ray import __version__, cli_export, cli_jobs, cli_lm, cli_output
+from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode
+from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -38,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_KEPT_TOKENS = 8
 # Their lines for debugging hold the headers of requests, and so session tokens and signatures.
 _TALKATIVE = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "s3fs", "urllib3")
 _EXIT_CODES = """\
@@ -55,11 +43,19 @@ examples:
   w2v-ray demo
   w2v-ray transcribe recordings/ --output out --model facebook/wav2vec2-base-960h
   w2v-ray transcribe s3://bucket/archive list.jsonl 'more/*.tar' --output s3://bucket/out --model ./checkpoint
+  w2v-ray embed recordings/ --output out --model ./speakers
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
   w2v-ray export out --format srt --output captions
 """
+_DONE = {
+    "transcribe": "transcribed",
+    "embed": "embedded",
+    "classify": "classified",
+    "frames": "labelled",
+    "align": "aligned",
+}
 _REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
 
 
@@ -94,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="w2v-ray",
-        description="Turn audio archives into tables of transcripts.",
+        description="Turn audio archives into tables: transcripts, speaker embeddings, labels, turns.",
         epilog=_EXAMPLES + "\n" + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -112,26 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"
     )
 
-    transcribe = commands.add_parser(
-        "transcribe",
-        parents=[common],
-        help="transcribe recordings to a folder of Parquet files",
-        description="Transcribe recordings to Parquet files. Running it again does only what is missing.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _job_arguments(transcribe)
-
-    align = commands.add_parser(
-        "align",
-        parents=[common],
-        help="find the words of given texts in their recordings",
-        description="Align recordings with the texts that their manifest gives. Running it again does only "
-        "what is missing.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _align_arguments(align)
+    cli_jobs.add_job_commands(commands, common, epilog=_EXIT_CODES)
     add_redecode(commands, common)
 
     run = commands.add_parser(
@@ -147,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on where an earlier run ended, which is what every run does"
     )
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
-    _add_since_last(run)
+    cli_jobs.add_since_last(run)
 
     status = commands.add_parser(
         "status",
@@ -162,141 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(JobConfig)}
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="folder, glob, audio file, list, manifest, table, tar or dataset (docs/inputs.md); path or URL",
-    )
-    parser.add_argument("--output", required=True, metavar="OUT", help="folder or URL to write")
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--audio-column",
-        metavar="NAME",
-        help="column of a table that holds or names the audio (default: found)",
-    )
-    choices = {
-        "device": ("auto, cpu, cuda or cuda:N", None),
-        "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),
-        "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
-        "on_change": (
-            "recordings that have changed since they were planned: refuse, or do them anew",
-            ON_CHANGE,
-        ),
-    }
-    for name, (text, allowed) in choices.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            default=defaults[name],
-            choices=allowed,
-            help=f"{text} (default: %(default)s)",
-        )
-    parser.add_argument(
-        "--channel",
-        default=defaults["channel"],
-        metavar="CHANNEL",
-        help="mix, left, right, split (each for itself) or a number from 0 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--on-truncated",
-        default=defaults["on_truncated"],
-        choices=ON_TRUNCATED,
-        help="what to do with audio that is shorter than its header says (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--vad", metavar="MODULE:FUNCTION", help="voice activity detector that says where to cut"
-    )
-    parser.add_argument(
-        "--drop-non-speech",
-        dest="keep_non_speech",
-        action="store_false",
-        help="recognise only what --vad calls speech",
-    )
-    numbers = {
-        "shard_seconds": "seconds of audio in a shard, the unit of work and of one output file",
-        "max_segment_seconds": "longest piece the encoder takes at once, in seconds",
-        "max_reject_rate": "share of items, 0 to 1, that may be rejected before the exit code is 3",
-        "item_deadline_seconds": "an item that takes longer at a stage, its own length aside, is rejected",
-    }
-    for name, text in numbers.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=float,
-            default=defaults[name],
-            metavar="N",
-            help=f"{text} (default: %(default)s)",
-        )
-    parser.add_argument(
-        "--stall-seconds",
-        type=float,
-        metavar="N",
-        help="end the job where nothing moves for so long (default: 1800, or more for long shards)",
-    )
-    parser.add_argument(
-        "--partition-by",
-        metavar="KEY",
-        help="put the files of the table into folders KEY=VALUE, by a key of the manifest",
-    )
-    _add_since_last(parser)
-    counts = {
-        "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
-        "encoder_threads": "CPU threads of each encoder (default: all cores)",
-    }
-    for name, text in counts.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
-    add_store_arguments(parser)
-
-
-def _add_since_last(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--since-last",
-        action="store_true",
-        help="do what is new or has changed since the last run, as --on-change new, and say what that is",
-    )
-
-
-def _job_arguments(parser: argparse.ArgumentParser) -> None:
-    _encoder_arguments(parser)
-    parser.add_argument(
-        "--keep-log-probs",
-        type=whole_number,
-        nargs="?",
-        const=_KEPT_TOKENS,
-        metavar="K",
-        help="keep the K likeliest tokens of each frame for `w2v-ray redecode` (default of K: %(const)s)",
-    )
-    add_decoder_arguments(parser)
-
-
-def _align_arguments(parser: argparse.ArgumentParser) -> None:
-    _encoder_arguments(parser)
-    add_decoder_workers(parser)
-    parser.add_argument(
-        "--text-key",
-        default="text",
-        metavar="KEY",
-        help="key of the text in the manifest (default: %(default)s)",
-    )
-
-
-def _transcribe(args: argparse.Namespace) -> int:
-    values = {field.name: getattr(args, field.name) for field in dataclasses.fields(JobConfig)}
-    return _run_job(JobConfig(**values | decoder_values(args) | {"inputs": tuple(args.inputs)}), args)
+def _job(args: argparse.Namespace) -> int:
+    return _run_job(cli_jobs.job_of(args), args)
 
 
 def _redecode(args: argparse.Namespace) -> int:
     return _finish(*redecode(args), args)
-
-
-def _align(args: argparse.Namespace) -> int:
-    from w2v_ray.align_config import AlignConfig
-
-    names = [field.name for field in dataclasses.fields(AlignConfig) if hasattr(args, field.name)]
-    values = {name: getattr(args, name) for name in names}
-    return _run_job(AlignConfig(**values | {"inputs": tuple(args.inputs)}), args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -349,16 +197,14 @@ def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
 
 def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse.Namespace) -> int:
     from w2v_ray import console
-    from w2v_ray.align_config import AlignConfig
 
     if args.json:
         print(summary.to_json())
-    elif isinstance(job, AlignConfig):
-        console.show_summary(summary, did="aligned", rows="recording")
     elif isinstance(job, RedecodeConfig):
         console.show_summary(summary, did="decoded again")
     else:
-        console.show_summary(summary)
+        rows = "recording" if job.task == "align" else "segment"
+        console.show_summary(summary, did=_DONE[job.task], rows=rows)
     if summary.reject_rate == 1.0 and not _status_of(job.output).num_rows:
         # A limit of 1 means that there is none, and yet such a job has done nothing.
         print(
@@ -385,7 +231,7 @@ def _demo(args: argparse.Namespace) -> int:
         output=args.output,
         model=str(demo.CHECKPOINT),
         shard_seconds=30,
-        keep_log_probs=_KEPT_TOKENS,
+        keep_log_probs=cli_jobs.KEPT_TOKENS,
     )
     again = RedecodeConfig(
         source=args.output, output=demo.redecoded(args.output), lm=str(demo.LANGUAGE_MODEL)
@@ -421,17 +267,20 @@ def _status_of(output: str) -> Status:
 
 
 _COMMANDS = {
-    "align": _align,
+    "align": _job,
     "audit": cli_output.audit,
+    "classify": _job,
     "compact": cli_output.compact,
     "demo": _demo,
+    "embed": _job,
     "export": cli_export.main,
+    "frames": _job,
     "lm": cli_lm.main,
     "redecode": _redecode,
     "retry-errors": _retry_errors,
     "run": _run,
     "status": _status,
-    "transcribe": _transcribe,
+    "transcribe": _job,
 }
 
 

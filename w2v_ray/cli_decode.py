@@ -43,10 +43,10 @@ examples:
 """
 
 
-def add_decoder_arguments(parser: argparse.ArgumentParser) -> None:
+def add_decoder_arguments(parser: argparse.ArgumentParser, when: str = "") -> None:
     """Adds an option for each field of DecoderConfig, in a group of its own."""
     group = parser.add_argument_group(
-        "text decoding", "greedy unless --lm, --hotwords or --beam-width asks for a beam search"
+        "text decoding" + when, "greedy unless --lm, --hotwords or --beam-width asks for a beam search"
     )
     for name, text in _HELP.items():
         kind = float if name.endswith(("alpha", "beta", "weight", "logp")) else str
