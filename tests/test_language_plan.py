@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.made_languages import LETTERS, make_checkpoint
 from tests.made_outputs import publish, silence
+from w2v_ray.config import JobConfig
 from w2v_ray.errors import CheckpointError, ConfigError, OutputError
-from w2v_ray.languages import check_language, check_languages, known_languages
+from w2v_ray.languages import check_adapters, check_languages, known_languages
+from w2v_ray.output import SpokenLanguages
 from w2v_ray.plan import Plan, make_plan
-from w2v_ray.schema import LANGUAGE_KEY
+from w2v_ray.plan.records import read_job
+from w2v_ray.schema import ERROR, ITEM, LABEL, LANGUAGE_ERROR_KEY, LANGUAGE_KEY
+from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 LANGUAGES = ["fra", "deu", "fra", None, "eng", "deu", "fra", "eng", None, "deu"]
@@ -157,12 +162,12 @@ def test_a_checkpoint_without_adapters_has_one_language(tiny_checkpoint: Path) -
 
 
 def test_an_adapter_of_another_vocabulary_is_refused(checkpoint: Path) -> None:
-    check_languages(str(checkpoint), tokenizer_of(checkpoint), tuple(LETTERS))
+    check_adapters(str(checkpoint), tokenizer_of(checkpoint), tuple(LETTERS))
     path = checkpoint / "adapter.fra.safetensors"
     path.write_bytes((checkpoint / "adapter.eng.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"^the adapter of language 'fra' has 14 rows .* 16 tokens"):
-        check_languages(str(checkpoint), tokenizer_of(checkpoint), tuple(LETTERS))
-    check_languages(str(checkpoint), tokenizer_of(checkpoint), ("eng", "nld"))
+        check_adapters(str(checkpoint), tokenizer_of(checkpoint), tuple(LETTERS))
+    check_adapters(str(checkpoint), tokenizer_of(checkpoint), ("eng", "nld"))
 
 
 @pytest.mark.parametrize("spoil", ["headless", "cut", "empty", "flat"])
@@ -176,20 +181,98 @@ def test_a_damaged_adapter_is_named(checkpoint: Path, spoil: str) -> None:
     else:
         path.write_bytes(path.read_bytes()[: 100 if spoil == "cut" else 0])
     with pytest.raises(CheckpointError, match=r"adapter\.fra\.safetensors is not an adapter with lm_head"):
-        check_languages(str(checkpoint), tokenizer_of(checkpoint), ("fra",))
+        check_adapters(str(checkpoint), tokenizer_of(checkpoint), ("fra",))
+
+
+def checked(checkpoint: Path, **settings: Any) -> dict[str, Any]:
+    job = JobConfig(inputs=("in",), output="out", model=str(checkpoint), **settings)
+    return check_languages(job, tokenizer_of(checkpoint))
 
 
 def test_the_one_language_of_a_job(checkpoint: Path) -> None:
-    known, model = known_of(checkpoint), str(checkpoint)
-    fields = [check_language(language, known, model=model) for language in ("fra", "deu", "fra")]
+    fields = [checked(checkpoint, language=language) for language in ("fra", "deu", "fra")]
     assert fields[0] == fields[2] != fields[1]
     assert fields[0]["adapter"].startswith("sha256:")
     (checkpoint / "adapter.eng.safetensors").unlink()
-    assert check_language("eng", known, model=model) == {}  # the weights are in the fingerprint as they are
+    assert checked(checkpoint, language="eng") == {}  # the weights are in the fingerprint as they are
     with pytest.raises(ConfigError, match=r"^language is 'spa', expected deu, eng, fra, nld; choose one"):
-        check_language("spa", known, model=model)
-    with pytest.raises(ConfigError, match=r"^language is 'spa', expected one that the checkpoint"):
-        check_language("spa", None, model=model)
+        checked(checkpoint, language="spa")
+
+
+def test_the_languages_of_a_job_are_all_that_there_are(checkpoint: Path) -> None:
+    assert checked(checkpoint, language_key="lang") == {}
+    path = checkpoint / "adapter.fra.safetensors"
+    path.write_bytes((checkpoint / "adapter.eng.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"^the adapter of language 'fra' has 14 rows"):
+        checked(checkpoint, language_key="lang")
+    assert checked(checkpoint, language="eng").keys() == {"adapter"}  # which is no concern of this job
+
+
+# ---- what a job that identifies languages has found
+
+
+def labelled(folder: Path, labels: dict[str, list[tuple[float, dict[str, float]]]], **job: Any) -> str:
+    """An output with rows of so many seconds and such scores; a recording without rows is rejected."""
+    inputs = write_inputs(folder / "lid-in", [None] * len(labels))
+    settings = {"model": "lid", "shard_seconds": 50.0, "task": "classify"} | job
+    planned = make_plan([inputs], str(folder / "lid"), shard_seconds=50, job=settings)
+    more = [ITEM.field(name) for name in ("byte_size", "planned_s", "generation")]
+    schema = pa.schema([*LABEL, *more, pa.field("error", ERROR)])
+    write = WriteParquet(
+        WriteParquetConfig(output=planned.output, job_fingerprint=planned.job_fingerprint, table="labels")
+    )
+    error = {"stage": "decode_audio", "error_class": "DecodeError", "message": "it is noise"}
+    for items in planned.pending_tables():
+        rows: list[dict[str, Any]] = []
+        for item in items.to_pylist():
+            found = labels[item["recording_id"]]
+            for index, (seconds, scores) in enumerate(found):
+                row = item | {"segment_index": index, "segment_id": f"{item['recording_id']}@{index}"}
+                row |= {"start_s": float(index), "end_s": index + 1.0, "duration_s": seconds, "error": None}
+                row["labels"] = [{"label": name, "score": score} for name, score in scores.items()]
+                rows.append(row)
+            if not found:
+                rows.append(item | {"error": error})
+        write(pa.Table.from_pylist(rows, schema))
+    return planned.output
+
+
+def test_the_label_with_most_seconds_of_score_is_the_language(tmp_path: Path) -> None:
+    output = labelled(
+        tmp_path,
+        {
+            "00.wav": [(10.0, {"fra": 0.6, "deu": 0.4}), (2.0, {"deu": 1.0}), (3.0, {"eng": 1.0})],
+            "01.wav": [(1.0, {"fra": 0.9}), (1.0, {"deu": 0.9})],
+            "02.wav": [(1.0, {}), (5.0, {"eng": 0.1})],
+            "03.wav": [(4.0, {})],
+            "04.wav": [],
+        },
+    )
+    found = SpokenLanguages(output)
+    assert found.languages == {"00.wav": "fra", "01.wav": "deu", "02.wav": "eng"}
+    assert json.loads(found.annotate("00.wav", None)) == {LANGUAGE_KEY: "fra"}
+    assert json.loads(found.annotate("00.wav", '{"a": 1}')) == {"a": 1, LANGUAGE_KEY: "fra"}
+    assert json.loads(found.annotate("00.wav", '{"lang": "deu"}', key="lang")) == {"lang": "deu"}
+    assert json.loads(found.annotate("00.wav", '{"lang": null}', key="lang"))[LANGUAGE_KEY] == "fra"
+    reasons = [json.loads(found.annotate(f"0{n}.wav", None))[LANGUAGE_ERROR_KEY] for n in (3, 4, 5)]
+    start = f"languages_from {output!r} tells no language: "
+    assert [reason.removeprefix(start).split(";")[0] for reason in reasons] == [
+        "no label reached the threshold of that job",
+        "it was rejected there (DecodeError: it is noise)",
+        "it has no row of this recording",
+    ]
+    assert all(reason.count(";") == 1 and reason.endswith("again with --on-change new") for reason in reasons)
+
+
+def test_only_an_output_with_labels_tells_languages(checkpoint: Path, tmp_path: Path) -> None:
+    output = labelled(tmp_path, {"00.wav": [(1.0, {"fra": 1.0})]})
+    fields = checked(checkpoint, languages_from=output)
+    assert fields["languages_from"] == read_job(output)[0]
+    plan(write_inputs(tmp_path / "in"), tmp_path / "texts")
+    with pytest.raises(OutputError, match=r"languages_from is .*texts', which holds transcripts; name"):
+        checked(checkpoint, languages_from=str(tmp_path / "texts"))
+    with pytest.raises(OutputError, match=r"none' is not the output of a job"):
+        checked(checkpoint, languages_from=str(tmp_path / "none"))
 
 
 def test_neither_torch_nor_ray_is_loaded() -> None:

@@ -345,16 +345,14 @@ def _check_languages(job: JobConfig) -> None:
         if not value.strip():
             raise ConfigError(f"{name} is {value!r}, expected a text; fill it in, or leave it out")
         if job.task not in ("transcribe", "align") or job.also:
-            alone = "alone" if job.also else "and align"
-            raise ConfigError(
-                f"{name} is {value!r}, which only transcribe {alone} has a use for; leave it out"
-            )
+            those = "transcribe alone has" if job.also else "transcribe and align have"
+            raise ConfigError(f"{name} is {value!r}, which only {those} a use for; leave it out")
     if given.keys() - {"language"}:
         for name in ("lm", "unigrams", "hotwords"):
             if value := getattr(job, name):
                 raise ConfigError(
-                    f"{name} is {value!r}, which is of one language, and {next(iter(given))} tells of several; "
-                    "run each language as a job with language alone"
+                    f"{name} is {value!r}, which is of one language, and {next(iter(given))} tells of "
+                    "several; run each language as a job with language alone"
                 )
 
 

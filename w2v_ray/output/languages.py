@@ -61,7 +61,7 @@ class SpokenLanguages:
                     most = max(totals[recording].values())
                     self.languages[recording] = min(k for k, v in totals[recording].items() if v == most)
                 else:
-                    self.reasons[recording] = "no label reached the threshold of that job; lower it there"
+                    self.reasons[recording] = "no label reached the threshold of that job"
         for rows in current_rows(output, "rejects"):
             columns = (rows.column(name).to_pylist() for name in ("recording_id", "error_class", "message"))
             for recording, error_class, message in zip(*columns, strict=True):
