@@ -1,4 +1,4 @@
-"""Turn audio archives into tables of transcripts: wav2vec 2.0 on Ray Data.
+"""Turn audio archives into tables of transcripts, embeddings and labels: wav2vec 2.0 on Ray Data.
 
 Each name below is loaded when it is first used, so that ``import w2v_ray`` and the command line's
 ``--help`` need neither torch nor Ray.
@@ -108,8 +108,11 @@ __all__ = [
     "__version__",
     "align",
     "audit",
+    "classify",
     "compact",
+    "embed",
     "export",
+    "label_frames",
     "read_output",
     "redecode",
     "run",
@@ -174,6 +177,7 @@ if TYPE_CHECKING:
     from w2v_ray.pipeline import redecode, run
     from w2v_ray.plugin import transcribe
     from w2v_ray.plugin_align import align
+    from w2v_ray.plugin_heads import classify, embed, label_frames
     from w2v_ray.processors import (
         AutoFeatureExtractor,
         AutoProcessor,
@@ -241,7 +245,10 @@ else:
         "align": "w2v_ray.plugin_align",
         "export": "w2v_ray.exports",
         "audit": "w2v_ray.output",
+        "classify": "w2v_ray.plugin_heads",
         "compact": "w2v_ray.output",
+        "embed": "w2v_ray.plugin_heads",
+        "label_frames": "w2v_ray.plugin_heads",
         "read_output": "w2v_ray.dataset",
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",

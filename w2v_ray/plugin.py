@@ -13,7 +13,6 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.decoding import check_decoder, reachable
-from w2v_ray.errors import ConfigError
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
@@ -99,8 +98,6 @@ def transcribe(
         ConfigError: A setting is out of bounds. An audio column that is absent, or a column that is to
             be added but is there already, raises it when the Dataset runs.
     """
-    if channel == "split":
-        raise ConfigError("channel is 'split', which would make several rows of one; name a channel, or mix")
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
     decoder = DecoderConfig() if decoder is None else decoder

@@ -5,31 +5,25 @@ Audio is found in the forms that Datasets have it in, and everything else in a r
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
-import soundfile
 from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.audio_config import check_channel
-from w2v_ray.errors import AlignError, ConfigError, ItemError, ReadError
+from w2v_ray.errors import AlignError, ConfigError, ItemError
 from w2v_ray.packing import pack, unpack
-from w2v_ray.schema import ALIGNMENT, ERROR, ITEM, READ, error_value
+from w2v_ray.schema import ALIGNMENT, ERROR, READ, error_value
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.encode import Encode, EncodeConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
+from w2v_ray.stages.take_audio import TakeAudio
 
-__all__ = ["AUDIO_COLUMNS", "LoadRows", "append_columns", "choose_device", "encode_rows", "split_rows"]
-
-# The names under which audio is looked for, where the caller does not say.
-AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "uri", "path", "amplitude")
-_RATE_COLUMNS = ("sampling_rate", "sample_rate")
+__all__ = ["LoadRows", "append_columns", "choose_device", "encode_rows", "split_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +43,10 @@ class LoadRows:
 
     def __post_init__(self) -> None:
         check_channel(self.channel)
+        if self.channel == "split":
+            raise ConfigError(
+                "channel is 'split', which would make several rows of one; name a channel, or mix"
+            )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         for name in self.added:
@@ -57,7 +55,7 @@ class LoadRows:
                     f"the Dataset has a column {name!r} already, which {self.caller}() would add; "
                     f"rename it, or pass a prefix such as prefix='asr_'"
                 )
-        items = _items(rows, self.audio_column)
+        items = TakeAudio(self.audio_column)(rows)
         if self.text_column is not None:
             items = _with_texts(items, rows, self.text_column)
         decode = DecodeAudio(DecodeAudioConfig(max_item_seconds=self.max_item_seconds, channel=self.channel))
@@ -141,65 +139,6 @@ def _with_texts(items: pa.Table, rows: pa.Table, name: str) -> pa.Table:
     texts = [text if isinstance(text, str) else None for text in texts]
     items = items.append_column(ALIGNMENT.field("text"), pa.array(texts, pa.string()))
     return items.set_column(items.column_names.index("error"), READ[1], pa.array(errors, ERROR))
-
-
-def _items(rows: pa.Table, audio_column: str | None) -> pa.Table:
-    """One item for each row, in the columns that read_audio takes; bytes that are given are in place."""
-    name = audio_column or next((n for n in AUDIO_COLUMNS if n in rows.column_names), None)
-    if name is None or name not in rows.column_names:
-        wanted = repr(audio_column) if audio_column else f"one of {', '.join(AUDIO_COLUMNS)}"
-        raise ConfigError(
-            f"the Dataset has no audio column {wanted} (its columns are {', '.join(rows.column_names)}); "
-            "name it with audio_column="
-        )
-    rate_column = next((n for n in _RATE_COLUMNS if n in rows.column_names), None)
-    rates = rows.column(rate_column).to_pylist() if rate_column else [None] * rows.num_rows
-    given: list[bytes | None] = []
-    uris: list[str] = []
-    errors: list[dict[str, str] | None] = []
-    for value, rate in zip(rows.column(name), rates, strict=True):
-        source, error = None, None
-        try:
-            source = _source(value.as_py(), rate)
-        except (TypeError, ValueError) as problem:
-            error = error_value("read_audio", ReadError(f"column {name!r}: {problem}"))
-        given.append(source if isinstance(source, bytes) else None)
-        uris.append(source if isinstance(source, str) else "")
-        errors.append(error)
-    indices = range(rows.num_rows)
-    items = pa.Table.from_pylist(
-        [{"item_index": i, "recording_id": str(i), "uri": uri} for i, uri in zip(indices, uris, strict=True)],
-        schema=ITEM,
-    )
-    items = items.append_column(READ[0], pa.array(given, READ[0].type))
-    return items.append_column(READ[1], pa.array(errors, ERROR))
-
-
-def _source(value: Any, rate: int | None) -> bytes | str:
-    """The encoded bytes of a value, or the place to read them from."""
-    if isinstance(value, dict):
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        if value.get("array") is not None:
-            return _wav(value["array"], value.get("sampling_rate"))
-        value = value.get("path")
-    if isinstance(value, bytes | str) and value:
-        return value
-    if isinstance(value, list | np.ndarray):
-        return _wav(value, rate)
-    raise TypeError(
-        f"the value is {type(value).__name__} or empty, expected bytes, a path, an Audio struct or samples"
-    )
-
-
-def _wav(samples: Any, rate: int | None) -> bytes:
-    """Samples in a container of their own, so that arrays go the way of all audio."""
-    array = np.asarray(samples, np.float32)
-    if rate is None:
-        raise ValueError(f"samples without a rate; add a column {' or '.join(_RATE_COLUMNS)}")
-    file = io.BytesIO()
-    soundfile.write(file, array.T if array.ndim == 2 else array, int(rate), format="WAV", subtype="FLOAT")
-    return file.getvalue()
 
 
 def _join(rows: pa.Table, segments: pa.Table) -> pa.Table:
