@@ -47,7 +47,7 @@ stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
-languages  -> config errors hub output text
+languages  -> errors hub text
 job        -> align_config audio config decoding errors frame_rate head_config heads hub languages
 job        -> output plan
 job        -> processors schema stores text

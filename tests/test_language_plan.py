@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.made_languages import LETTERS, make_checkpoint
 from tests.made_outputs import publish, silence
-from w2v_ray.config import JobConfig
 from w2v_ray.errors import CheckpointError, ConfigError, OutputError
 from w2v_ray.languages import check_adapters, check_languages, known_languages
-from w2v_ray.output import SpokenLanguages
+from w2v_ray.output import SpokenLanguages, spoken_languages_fingerprint
 from w2v_ray.plan import Plan, make_plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.schema import ERROR, ITEM, LABEL, LANGUAGE_ERROR_KEY, LANGUAGE_KEY
@@ -184,28 +183,27 @@ def test_a_damaged_adapter_is_named(checkpoint: Path, spoil: str) -> None:
         check_adapters(str(checkpoint), tokenizer_of(checkpoint), ("fra",))
 
 
-def checked(checkpoint: Path, **settings: Any) -> dict[str, Any]:
-    job = JobConfig(inputs=("in",), output="out", model=str(checkpoint), **settings)
-    return check_languages(job, tokenizer_of(checkpoint))
+def checked(checkpoint: Path, language: str | None = None, *, is_one: bool = False) -> dict[str, Any]:
+    return check_languages(str(checkpoint), tokenizer_of(checkpoint), language=language, is_one=is_one)
 
 
 def test_the_one_language_of_a_job(checkpoint: Path) -> None:
-    fields = [checked(checkpoint, language=language) for language in ("fra", "deu", "fra")]
+    fields = [checked(checkpoint, language) for language in ("fra", "deu", "fra")]
     assert fields[0] == fields[2] != fields[1]
     assert fields[0]["adapter"].startswith("sha256:")
     (checkpoint / "adapter.eng.safetensors").unlink()
-    assert checked(checkpoint, language="eng") == {}  # the weights are in the fingerprint as they are
+    assert checked(checkpoint, "eng") == {}  # the weights are in the fingerprint as they are
     with pytest.raises(ConfigError, match=r"^language is 'spa', expected deu, eng, fra, nld; choose one"):
-        checked(checkpoint, language="spa")
+        checked(checkpoint, "spa")
 
 
 def test_the_languages_of_a_job_are_all_that_there_are(checkpoint: Path) -> None:
-    assert checked(checkpoint, language_key="lang") == {}
+    assert checked(checkpoint) == {}
     path = checkpoint / "adapter.fra.safetensors"
     path.write_bytes((checkpoint / "adapter.eng.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"^the adapter of language 'fra' has 14 rows"):
-        checked(checkpoint, language_key="lang")
-    assert checked(checkpoint, language="eng").keys() == {"adapter"}  # which is no concern of this job
+        checked(checkpoint)
+    assert checked(checkpoint, "eng", is_one=True).keys() == {"adapter"}  # which is no concern of this job
 
 
 # ---- what a job that identifies languages has found
@@ -264,15 +262,15 @@ def test_the_label_with_most_seconds_of_score_is_the_language(tmp_path: Path) ->
     assert all(reason.count(";") == 1 and reason.endswith("again with --on-change new") for reason in reasons)
 
 
-def test_only_an_output_with_labels_tells_languages(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_an_output_with_labels_tells_languages(tmp_path: Path) -> None:
     output = labelled(tmp_path, {"00.wav": [(1.0, {"fra": 1.0})]})
-    fields = checked(checkpoint, languages_from=output)
-    assert fields["languages_from"] == read_job(output)[0]
+    assert spoken_languages_fingerprint(output) == read_job(output)[0]
     plan(write_inputs(tmp_path / "in"), tmp_path / "texts")
-    with pytest.raises(OutputError, match=r"languages_from is .*texts', which holds transcripts; name"):
-        checked(checkpoint, languages_from=str(tmp_path / "texts"))
-    with pytest.raises(OutputError, match=r"none' is not the output of a job"):
-        checked(checkpoint, languages_from=str(tmp_path / "none"))
+    for read in (spoken_languages_fingerprint, SpokenLanguages):
+        with pytest.raises(OutputError, match=r"languages_from is .*texts', which holds transcripts; name"):
+            read(str(tmp_path / "texts"))
+        with pytest.raises(OutputError, match=r"none' is not the output of a job"):
+            read(str(tmp_path / "none"))
 
 
 def test_neither_torch_nor_ray_is_loaded() -> None:

@@ -23,7 +23,12 @@ from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
 from w2v_ray.languages import check_languages
-from w2v_ray.output import SpokenLanguages, make_retry_plan, remove_leftovers
+from w2v_ray.output import (
+    SpokenLanguages,
+    make_retry_plan,
+    remove_leftovers,
+    spoken_languages_fingerprint,
+)
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
 from w2v_ray.plan.records import read_job, read_settings
 from w2v_ray.processors import AutoTokenizer
@@ -170,13 +175,21 @@ def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
             vocabulary = vocabulary_of(head.model, revision=head.revision)
             tokenizer = vocabulary.tokenizer
             if job.language_fields():
-                content |= check_languages(job, tokenizer)
+                content |= check_languages(
+                    head.model,
+                    tokenizer,
+                    revision=head.revision,
+                    language=job.language,
+                    is_one=job.language_key is None and job.languages_from is None,
+                )
                 tokenizer = Tokenizers(tokenizer)(job.language)
             content |= check_decoder(job.decoder(), tokenizer, model=head.model, revision=head.revision)
         elif head.task == "embed":
             content["pooling"] = head.pooling  # what auto was
         elif head.task == "frames":
             content["activation"] = head.activation
+    if job.languages_from is not None:
+        content["languages_from"] = spoken_languages_fingerprint(job.languages_from)
     if job.also:
         content["also"] = [_content_of_also(text) for text in job.also]
     return job.fingerprint_fields() | content, vocabulary

@@ -9,10 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from w2v_ray.config import JobConfig
 from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.hub import adapter_file, adapter_languages, checkpoint_file, read_json_file
-from w2v_ray.output import spoken_languages_fingerprint
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
@@ -55,30 +53,36 @@ def known_languages(
     return tuple(sorted(found if names is None else found & {*names}))
 
 
-def check_languages(job: JobConfig, tokenizer: Wav2Vec2CTCTokenizer) -> dict[str, Any]:
-    """Sees that the languages of a job can be used, and says what decides their results.
+def check_languages(
+    model: str,
+    tokenizer: Wav2Vec2CTCTokenizer,
+    *,
+    revision: str | None = None,
+    language: str | None = None,
+    is_one: bool,
+) -> dict[str, Any]:
+    """Sees that the languages that are asked for can be used, and says what decides their results.
 
     Args:
-        job: One with settings of languages.
-        tokenizer: Of its checkpoint.
+        model: A folder or hub id.
+        tokenizer: Of the checkpoint.
+        revision: Branch, tag or commit of a hub id.
+        language: That of recordings that are told none.
+        is_one: Whether all recordings are of that one; else any language may be met.
 
     Returns:
-        What counts instead of the names of other files and outputs.
+        The content of its adapter, where it has a file of its own.
 
     Raises:
-        ConfigError: The checkpoint has not the language that recordings are of by default.
+        ConfigError: The checkpoint has no such language.
         CheckpointError: It has no adapters, or one does not fit its vocabulary.
-        OutputError: ``languages_from`` names no output with labels.
     """
-    known = known_languages(job.model, tokenizer, revision=job.revision)
+    known = known_languages(model, tokenizer, revision=revision)
     content: dict[str, Any] = {}
-    if job.language is not None:
-        content |= _check_language(job.language, known, model=job.model, revision=job.revision)
-    is_one = job.language_key is None and job.languages_from is None
-    names = (job.language,) if is_one else known
-    check_adapters(job.model, tokenizer, [name for name in names or () if name is not None])
-    if job.languages_from is not None:
-        content["languages_from"] = spoken_languages_fingerprint(job.languages_from)
+    if language is not None:
+        content = _check_language(language, known, model=model, revision=revision)
+    names = (language,) if is_one else known
+    check_adapters(model, tokenizer, [name for name in names or () if name is not None])
     return content
 
 

@@ -49,7 +49,7 @@ from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
 from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
-from w2v_ray.stages.take_language import LanguageConfig, TakeLanguage
+from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 __all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
@@ -131,13 +131,13 @@ def build(
         return _finished_and_written(ds, results, write, pools, guard, keep=job.keep_log_probs)
 
 
-def _languages(job: JobConfig) -> LanguageConfig | None:
+def _languages(job: JobConfig) -> TakeLanguageConfig | None:
     """Where the language of a recording is told; None: nowhere."""
     if not job.language_fields():
         return None
     tokenizer = vocabulary_of(job.model, revision=job.revision).tokenizer
     known = known_languages(job.model, tokenizer, revision=job.revision)
-    return LanguageConfig(key=job.language_key, default=job.language, known=known)
+    return TakeLanguageConfig(key=job.language_key, default=job.language, known=known)
 
 
 def _results(job: JobConfig, head: Head, pools: Pools) -> Iterator[ResultConfig]:

@@ -10,7 +10,7 @@ import pytest
 
 from w2v_ray.errors import LanguageError
 from w2v_ray.schema import ERROR, ITEM, LANGUAGE, LANGUAGE_ERROR_KEY, LANGUAGE_KEY
-from w2v_ray.stages.take_language import LanguageConfig, TakeLanguage, with_languages
+from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig, with_languages
 
 KNOWN = ("eng", "fra")
 EARLIER = {"stage": "align_text", "error_class": "AlignError", "message": "there is no text"}
@@ -23,7 +23,7 @@ def items(*metadata: dict[str, Any] | None) -> pa.Table:
 
 def taken(table: pa.Table, **config: Any) -> tuple[list[str | None], list[str | None]]:
     """The languages, and the messages of the errors."""
-    out = TakeLanguage(LanguageConfig(**config))(table)
+    out = TakeLanguage(TakeLanguageConfig(**config))(table)
     assert out.column_names == [*ITEM.names, "language", "error"]
     assert out.schema.field("language").equals(LANGUAGE)
     errors = out["error"].to_pylist()
@@ -94,7 +94,7 @@ def test_an_error_that_is_there_stays() -> None:
     table = items({"lang": "fra"}, {"lang": "spa"}).append_column(
         "error", pa.array([EARLIER, EARLIER], ERROR)
     )
-    for config in (LanguageConfig(key="lang", known=KNOWN), None):
+    for config in (TakeLanguageConfig(key="lang", known=KNOWN), None):
         out = TakeLanguage(config)(table)
         assert out["error"].to_pylist() == [EARLIER, EARLIER]
 

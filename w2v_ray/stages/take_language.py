@@ -12,13 +12,13 @@ import pyarrow as pa
 from w2v_ray.errors import LanguageError
 from w2v_ray.schema import ERROR, LANGUAGE, LANGUAGE_ERROR_KEY, LANGUAGE_KEY, error_value
 
-__all__ = ["LanguageConfig", "TakeLanguage", "languages_of", "with_languages"]
+__all__ = ["TakeLanguage", "TakeLanguageConfig", "languages_of", "with_languages"]
 
 _STAGE = "take_language"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LanguageConfig:
+class TakeLanguageConfig:
     """Where the language of a recording is told, and which there are."""
 
     key: str | None = None
@@ -38,7 +38,7 @@ class TakeLanguage:
         config: Where it is told; None: nowhere, and all items are of the checkpoint's own.
     """
 
-    def __init__(self, config: LanguageConfig | None) -> None:
+    def __init__(self, config: TakeLanguageConfig | None) -> None:
         self._config = config
 
     def __call__(self, table: pa.Table) -> pa.Table:
