@@ -437,7 +437,7 @@ def test_settings_of_audio_are_checked(changes: dict[str, Any], words: str) -> N
         ),
         (
             {"language_key": "lang", "lm": "a.arpa", "unigrams": "a.txt"},
-            "run each language as a job",
+            "or do each language by itself",
         ),
     ],
 )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray.data
 import soundfile
 
 from tests.head_checkpoints import add_head
@@ -17,11 +19,14 @@ from w2v_ray import (
     AlignConfig,
     CheckpointError,
     ConfigError,
+    DecoderConfig,
     JobConfig,
     RedecodeConfig,
+    align,
     redecode,
     run,
     schema,
+    transcribe,
 )
 from w2v_ray.job import prepare_retry, recorded_job
 
@@ -101,17 +106,54 @@ def test_recordings_of_several_languages(archive: Path, checkpoint: Path, tmp_pa
         name: text for name, (text, *_) in texts.items()
     }
     assert [row["language"] for row in rows_of(tmp_path / "again")] == [row["language"] for row in rows]
-    with pytest.raises(ConfigError, match=r"^hotwords is .*'Sein'.* of one language, and .* has several"):
+    with pytest.raises(ConfigError, match=r"^hotwords is .*'Sein'.* and .* tells of several"):
         redecode(RedecodeConfig(source=str(tmp_path / "out"), output="no", hotwords=("Sein",)))
     plan = prepare_retry(recorded_job(str(tmp_path / "out")), reasons=["LanguageError"])
     assert plan.num_new == 3
 
 
-def test_the_default_is_for_those_without_a_language(archive: Path, checkpoint: Path, tmp_path: Path) -> None:
-    run(job(archive, tmp_path / "out", checkpoint, language_key="lang", language="nld"))
-    assert {str(row["recording_id"]): row["language"] for row in rows_of(tmp_path / "out")} == {
-        name: language or "nld" for name, language in LANGUAGES.items() if language not in ("spa", 7)
+def test_rows_of_a_dataset_in_several_languages(archive: Path, checkpoint: Path) -> None:
+    names = list(LANGUAGES)
+    rows = {
+        "path": [str(archive.parent / f"{name}.wav") for name in names],
+        "lang": [None if language is None else str(language) for language in LANGUAGES.values()],
+        "text": ["sein"] * len(names),
     }
+    ds = ray.data.from_arrow(pa.table(rows))
+    options: dict[str, Any] = {"model": str(checkpoint), "device": "cpu", "num_cpus": 0.25}
+    ds = transcribe(ds, language_column="lang", language="nld", prefix="asr_", **options)
+    found = dict(zip(names, align(ds, language_column="lang", **options).take_all(), strict=True))
+    plain = ray.data.from_arrow(pa.table(rows))
+    alone = transcribe(plain, language="fra", prefix="asr_", **options).take_all()
+    for name, row in found.items():
+        told = LANGUAGES[name]
+        if told in ("spa", 7):
+            assert (row["asr_text"], row["asr_error"]["error_class"]) == (None, "LanguageError")
+        else:
+            assert row["asr_error"] is None
+            assert set(row["asr_text"]) <= set(LETTERS[str(told or "nld")]) | {" "}
+        if told in LETTERS:
+            assert row["error"] is None
+            assert [word["word"] for word in row["words"]] == ["sein"]
+        else:
+            assert (row["words"], row["error"]["stage"]) == (None, "take_language")
+    assert found["d"]["error"]["message"].startswith("column 'lang' is null; fill it in, or pass language=")
+    assert [row["asr_error"] for row in alone] == [None] * 7
+    assert [alone[place]["asr_text"] for place in (0, 4)] == [found[name]["asr_text"] for name in "ae"]
+
+
+def test_what_is_wrong_with_languages_of_a_dataset_is_said_before_it_runs(
+    checkpoint: Path, tiny_checkpoint: Path
+) -> None:
+    ds = ray.data.from_arrow(pa.table({"path": ["a.wav"]}))
+    with pytest.raises(ConfigError, match=r"^language is 'spa', expected deu, eng, fra, nld; choose"):
+        transcribe(ds, model=str(checkpoint), language="spa")
+    with pytest.raises(ConfigError, match=r"^hotwords is .* and language_column tells of several"):
+        transcribe(
+            ds, model=str(checkpoint), language_column="lang", decoder=DecoderConfig(hotwords=("sein",))
+        )
+    with pytest.raises(CheckpointError, match="has no adapter_attn_dim, so that the model has one language"):
+        align(ds, model=str(tiny_checkpoint), language_column="lang")
 
 
 def test_a_first_pass_can_tell_the_languages(

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
-from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
+from w2v_ray.decoder_config import DecoderConfig, check_choice, check_one_language, check_range, kind_of
 from w2v_ray.errors import ConfigError
 from w2v_ray.head_config import TASKS, HeadConfig
 from w2v_ray.store_config import StoreConfig
@@ -348,12 +348,7 @@ def _check_languages(job: JobConfig) -> None:
             those = "transcribe alone has" if job.also else "transcribe and align have"
             raise ConfigError(f"{name} is {value!r}, which only {those} a use for; leave it out")
     if given.keys() - {"language"}:
-        for name in ("lm", "unigrams", "hotwords"):
-            if value := getattr(job, name):
-                raise ConfigError(
-                    f"{name} is {value!r}, which is of one language, and {next(iter(given))} tells of "
-                    "several; run each language as a job with language alone"
-                )
+        check_one_language(job, next(iter(given)))
 
 
 def _names() -> list[str]:

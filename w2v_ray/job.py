@@ -16,6 +16,7 @@ from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
 from w2v_ray.config import JobConfig, RedecodeConfig, read_override
+from w2v_ray.decoder_config import check_one_language
 from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
 from w2v_ray.frame_rate import seconds_per_frame
@@ -242,12 +243,7 @@ def _of_language(tokenizer: Wav2Vec2CTCTokenizer, job: RedecodeConfig) -> Wav2Ve
     _, source = read_job(stores.canonical(job.source))
     for name in ("language_key", "languages_from"):
         if source.get(name) is not None:
-            for setting in ("lm", "unigrams", "hotwords"):
-                if value := getattr(job, setting):
-                    raise ConfigError(
-                        f"{setting} is {value!r}, which is of one language, and {job.source!r} has several; "
-                        "leave it out"
-                    )
+            check_one_language(job, repr(job.source))
     language = source.get("language")
     return tokenizer if language is None else Tokenizers(tokenizer)(str(language))
 
