@@ -35,7 +35,7 @@ def parts() -> dict[str, str]:
     tree = re.search(r"(?m)^(?:    .*\n)+", errors["__doc__"])
     assert tree, "the docstring of errors.py draws the tree, indented by four spaces"
     columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "KEPT", "TRANSCRIPT", "REJECT", "ERROR"]
-    columns += ["WORD", "ALIGNMENT", "ALIGNED_WORD"]
+    columns += ["WORD", "ALIGNMENT", "ALIGNED_WORD", "EMBEDDING", "LABEL", "FRAME", "TURN"]
     meanings = [f"| `{name}` | {errors[name].__doc__} |" for name in errors["__all__"]]
     return {name.lower(): column_table(schema[name]) for name in columns} | {
         "error_tree": "```\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",

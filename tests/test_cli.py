@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from w2v_ray import demo
+from w2v_ray import JobConfig, demo
+from w2v_ray.cli import main
+from w2v_ray.job import prepare
 
 # Where no model has to load, an error must come within five seconds on an idle machine.
 SECONDS_FOR_AN_ERROR = 5.0
@@ -37,6 +39,21 @@ def audio_folder(tmp_path: Path) -> Path:
     for file in sorted(demo.ARCHIVE.glob("*.flac")):
         shutil.copy(file, folder)
     return folder
+
+
+def test_a_job_whose_output_fails_in_the_middle_has_failed_in_one_sentence(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(min(demo.ARCHIVE.glob("*.flac")), source)
+    job = transcribe(source, tmp_path / "out")
+    prepare(JobConfig(inputs=(str(source),), output=str(tmp_path / "out"), model=str(demo.CHECKPOINT)))
+    (tmp_path / "out" / "transcripts").write_text("a disk that is full looks the same from here")
+    assert main(job) == 1
+    said = capsys.readouterr().err
+    assert "cannot be written (Not a directory)" in said
+    assert "Traceback" not in said
 
 
 def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:

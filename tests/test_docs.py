@@ -94,3 +94,7 @@ def test_the_readme_tree_names_what_exists() -> None:
         if not (ROOT / name).exists():
             missing.append(name)
     assert missing == []
+    package = [path for path in (ROOT / "w2v_ray").iterdir() if not path.name.startswith("__")]
+    modules = {path.name for path in package if path.suffix == ".py"}
+    folders = {f"{path.name}/" for path in package if path.is_dir()}
+    assert [name for name in sorted(modules | folders) if name not in tree] == []

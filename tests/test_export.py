@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.export_outputs import (
     times_of,
 )
 from w2v_ray import ConfigError, InputError, OutputError, cli, export, stores
-from w2v_ray.exports import FORMATS, ExportSummary
+from w2v_ray.exports import FORMATS, ExportSummary, files
 from w2v_ray.exports.recordings import read_recordings
 from w2v_ray.exports.rows import read_planned
 from w2v_ray.progress import Progress
@@ -134,6 +135,24 @@ def test_stores_are_read_and_written(s3: str, tmp_path: Path, format: str) -> No
     assert expected
     assert {name: found[name] for name in expected} == expected
     assert len(found) == summary.num_files  # and nothing else
+
+
+def test_a_large_file_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_IN_MEMORY_BYTES", 1000)
+    source = tmp_path / "large"
+    source.write_bytes(bytes(range(256)) * 400)
+    with files.Folder(str(tmp_path / "out")) as folder:
+        folder.add_file("copy", source)
+    assert (tmp_path / "out" / "copy").read_bytes() == source.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with files.Folder(str(tmp_path / "out")) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.raises(OutputError, match="other' cannot be written \\(File too large\\)"):
+                folder.add_file("other", source)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["copy"]
 
 
 def test_an_export_can_be_made_again_over_itself(made: str, tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ from w2v_ray.job import prepare
 from w2v_ray.output import audit, current_rows
 from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import ERROR
-from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.encode import Encode
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.encoder_heads import EncoderHeads
 
 

@@ -160,10 +160,12 @@ def test_a_manifest_gives_ranges_ids_durations_and_metadata(tmp_path: Path) -> N
         {"audio_filepath": "a.wav", "offset": 1.25, "duration": 2},
         {"audio_filepath": "a.wav", "offset": 3.5, "duration": None, "id": "rest"},
         {"audio_filepath": "a.wav", "offset": 0.1, "duration": 0.2, "utt_id": 17, "id": None},
-        {"audio_filepath": "a.wav", "duration": 0, "score": float("nan")},
+        {"audio_filepath": "a.wav", "duration": 0, "score": float("nan"), "snr": [0.5, 31337]},
     ]
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, objects)) + "\n")
-    (tmp_path / "m.json").write_text(json.dumps(objects, indent=2))
+    text = json.dumps(objects, indent=2).replace("31337", "1e999")
+    (tmp_path / "m.json").write_text(text)
+    lines = "\n".join(map(json.dumps, objects)) + "\n"
+    (tmp_path / "m.jsonl").write_text(lines.replace("31337", "1e999"))
     entries = listed(tmp_path / "m.jsonl")
     assert entries == listed(tmp_path / "m.json")
     assert names(entries, tmp_path) == ["a.wav", "a.wav#t=1.25,3.25", "rest", "17", "a.wav"]
@@ -176,7 +178,8 @@ def test_a_manifest_gives_ranges_ids_durations_and_metadata(tmp_path: Path) -> N
     ]
     assert json.loads(entries[0].metadata or "") == {"text": "höre", "speaker": {"id": 3}}
     assert "höre" in (entries[0].metadata or "")
-    assert [entry.metadata for entry in entries[1:]] == [None, None, '{"id": null}', '{"score": null}']
+    last = '{"score": null, "snr": [0.5, null]}'
+    assert [entry.metadata for entry in entries[1:]] == [None, None, '{"id": null}', last]
     assert {entry.byte_size for entry in entries} == {1}
 
 

@@ -79,7 +79,7 @@ def test_cuts_are_ranges_with_what_their_supervisions_say(folder: Path) -> None:
         supervision("there", speaker="bert", language="English"),
     ]
     cuts = [
-        cut(supervisions=supervisions, custom={"snr": 12.5}),
+        cut(supervisions=supervisions, custom={"snr": 12.5, DAMAGE_KEY: "not for a manifest to say"}),
         cut("cut-2", start=1.25, duration=2.5, supervisions=[supervision("hi", gender="F")]),
     ]
     for name in ("cuts.jsonl", "cuts.jsonl.gz"):

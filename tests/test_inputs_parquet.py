@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import json
 import random
 from collections import Counter
@@ -17,6 +18,7 @@ import pytest
 from w2v_ray import stores
 from w2v_ray.errors import InputError
 from w2v_ray.inputs import Entry, list_inputs
+from w2v_ray.inputs.columns import AudioColumn, scalar_names, scalar_rows
 from w2v_ray.plan import make_plan
 from w2v_ray.schema import DAMAGE_KEY
 from w2v_ray.stages.read_audio import ReadAudio
@@ -155,7 +157,8 @@ def test_rows_that_name_files_are_a_manifest(root: str, tmp_path: Path) -> None:
         listed(write(stores.join(root, "m.parquet"), pa.table({"path": pa.array([None], pa.string())})))
 
 
-def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path, is_counted: bool) -> None:
     (tmp_path / "b.wav").write_bytes(b"other")
     values = [
         {"bytes": b"one", "path": "a.wav"},
@@ -164,7 +167,8 @@ def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path) -> None:
         None,
     ]
     for name, rows in {"mixed": values, "paths": values[1:2]}.items():
-        uri = write(str(tmp_path / f"{name}.parquet"), pa.table({"audio": pa.array(rows, AUDIO)}))
+        table = pa.table({"audio": pa.array(rows, AUDIO)})
+        uri = write(str(tmp_path / f"{name}.parquet"), table, write_statistics=is_counted)
         plan = planned(tmp_path / name, uri)
         if name == "paths":
             assert read(plan) == [(b"other", None)]
@@ -175,6 +179,24 @@ def test_rows_without_bytes_are_files_or_rejects(tmp_path: Path) -> None:
             (None, f"row 2 of {uri!r} has no audio in its column 'audio'"),
             (None, f"row 3 of {uri!r} has no audio in its column 'audio'"),
         ]
+
+
+def test_values_of_any_type_become_json() -> None:
+    day = datetime.date(2026, 1, 2)
+    batch = pa.record_batch(
+        {
+            "day": pa.array([day, None]).dictionary_encode(),
+            "score": pa.array([float("nan"), 0.5]).dictionary_encode(),
+            "pause": pa.array([3, 4], pa.duration("s")),
+            "money": pa.array([decimal.Decimal("1.50"), None]),
+            "span": pa.array([pa.MonthDayNano([1, 2, 3])] * 2),
+        }
+    )
+    names = scalar_names(batch.schema, AudioColumn("audio", "bytes"))
+    assert list(scalar_rows(batch, names)) == [
+        {"day": "2026-01-02", "score": None, "pause": "3", "money": "1.50"},
+        {"day": None, "score": 0.5, "pause": "4", "money": None},
+    ]
 
 
 @pytest.mark.parametrize(

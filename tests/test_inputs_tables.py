@@ -62,8 +62,10 @@ def test_a_csv_gives_ranges_channels_ids_and_its_further_columns(folder: Path) -
 def test_a_tsv_has_no_quotes_and_may_be_gzipped(folder: Path) -> None:
     text = 'client_id\tpath\tsentence\n7\ta.wav\t"Halb offen\n'
     (folder / "validated.tsv").write_text(text)
-    (folder / "validated.tsv.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("validated.tsv", "validated.tsv.gz"):
+    packed = ("validated.tsv.gz", "LOUD.TSV.GZ")
+    for name in packed:
+        (folder / name).write_bytes(gzip.compress(text.encode()))
+    for name in ("validated.tsv", *packed):
         (entry,) = listed(folder / name)
         assert entry.uri == f"{folder}/a.wav"
         assert said(entry) == {"client_id": "7", "sentence": '"Halb offen'}

@@ -13,7 +13,7 @@ import pytest
 from tests.made_outputs import plan, publish, write_archive
 from w2v_ray import stores
 from w2v_ray.crash_points import CRASH_POINTS, EXIT_CODE
-from w2v_ray.errors import ConfigError, OutputError
+from w2v_ray.errors import ConfigError, InputError, OutputError
 from w2v_ray.output import audit, compact, current_rows
 from w2v_ray.plan import Plan, status
 
@@ -202,19 +202,29 @@ def test_shards_hold_one_value_of_the_partition(tmp_path: Path) -> None:
 
 def test_odd_values_of_partitions_are_written_as_hive_does(tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    manifest = Path(write_archive(folder, {"a.wav": "x", "b.wav": "x", "c.wav": "x", "d.wav": "x"}))
+    manifest = Path(write_archive(folder, dict.fromkeys(NAMES[:5], "x")))
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
-    values = ["a/b=c", "", 7]
+    values = ["a/b=c", "", 7, "half \ud800"]
     for line, value in zip(lines, values, strict=False):
         line["kind"] = value
-    del lines[3]["kind"]
+    del lines[4]["kind"]
     manifest.write_text("\n".join(map(json.dumps, lines)))
     planned = plan(str(manifest), tmp_path / "out", partition_by="kind")
     publish(planned)
-    assert names(planned.output) == ["kind=7", "kind=__HIVE_DEFAULT_PARTITION__", "kind=a%2Fb%3Dc"]
+    folders = ["kind=7", "kind=__HIVE_DEFAULT_PARTITION__", "kind=a%2Fb%3Dc", "kind=half %3F"]
+    assert names(planned.output) == folders
     found = pa.dataset.dataset(f"{planned.output}/transcripts", partitioning="hive").to_table()
-    assert set(found["kind"].to_pylist()) == {"a/b=c", None, "7"}
+    assert set(found["kind"].to_pylist()) == {"a/b=c", None, "7", "half ?"}
     assert audit(planned.output).is_complete
     shutil.move(f"{planned.output}/transcripts/kind=7", f"{planned.output}/transcripts/kind=8")
     (finding,) = audit(planned.output).findings
     assert (finding.kind, finding.detail) == ("damaged", "belongs into kind=7")
+
+
+def test_a_value_too_long_for_a_folder_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    manifest = Path(write_archive(tmp_path / "in", {"a.wav": "x", "b.wav": "x"}))
+    manifest.write_text(manifest.read_text().replace('"kind": "b"', '"kind": "' + "ü" * 50 + '"'))
+    with pytest.raises(InputError, match="has a value of 'kind' that makes a folder name of 305 bytes"):
+        plan(str(manifest), tmp_path / "out", partition_by="kind")
+    manifest.write_text(manifest.read_text().replace("ü" * 50, "ü" * 41))
+    assert len(publish(plan(str(manifest), tmp_path / "out", partition_by="kind"))) == 2

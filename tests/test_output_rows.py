@@ -125,6 +125,26 @@ def test_what_is_replaced_before_it_ran_is_not_run(tmp_path: Path) -> None:
     assert status(str(tmp_path / "out")).num_shards_pending == 0
 
 
+def test_a_part_with_the_name_of_another_shard_is_named_by_whoever_reads_it(tmp_path: Path) -> None:
+    planned = plan(write_archive(tmp_path / "in", dict.fromkeys(NAMES[:8], "x")), tmp_path / "out")
+    first, other = planned.pending[:2]
+    publish(planned, [first])
+    folder = tmp_path / "out" / "transcripts"
+    copy = folder / f"part-{other}.parquet"
+    copy.write_bytes((folder / f"part-{first}.parquet").read_bytes())
+    for read in (
+        lambda: status(str(tmp_path / "out")),
+        lambda: rows(tmp_path / "out"),
+        lambda: rows(tmp_path / "out", "rejects"),
+        lambda: publish(planned, [other]),
+    ):
+        with pytest.raises(
+            OutputError, match=f"part-{other}.parquet' holds another shard than its name says"
+        ):
+            read()
+    assert copy.exists()
+
+
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:
     publish(plan(write_archive(tmp_path / "in", {"a.wav": "x"}), tmp_path / "out"))
     for options, complaint in [

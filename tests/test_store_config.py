@@ -29,6 +29,12 @@ from w2v_ray.stores import requests
         {"config_kwargs": [{"proxies": {"auth": "canary"}}]},
         {"endpoint_url": "https://user:canary@host"},
         {"client_kwargs": {"endpoint_url": "https://canary@host"}},
+        {"client_kwargs": {"headers": {"X-Api-Key": "canary"}}},
+        {"apikey": "canary"},
+        {"AccountKey": "canary"},
+        {"SSEKMSKeyId": "canary"},
+        {"connection-string": "canary"},
+        {"endpoint_url": "https://host/container?sv=1&sig=canary"},
     ],
 )
 def test_a_secret_is_refused_and_not_repeated(options: dict[str, object]) -> None:

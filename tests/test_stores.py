@@ -300,6 +300,17 @@ def test_many_folders_are_listed_in_the_order_of_their_paths(root: str) -> None:
     assert found == [stores.join(base, name) for name in sorted(names) if "_hidden" not in name]
 
 
+def test_names_with_empty_parts_are_listed(s3: str) -> None:
+    names = ["/top.wav", "in//b.wav", "in///c.wav", "in/a.wav", "in/d//e.wav", "in/d/f.wav", "in/_x//g.wav"]
+    for name in names:
+        stores.publish(f"{s3}/{name}", b"audio")
+    plain = sorted(f"{s3}/{name}" for name in names if "_x" not in name)
+    assert sorted(file.uri for file in stores.list_files(s3) if file.kind == "file") == plain
+    inside = [file.uri for file in stores.list_files(f"{s3}/in") if file.kind == "file"]
+    assert inside == plain[1:]
+    assert {stores.read_bytes(uri) for uri in plain} == {b"audio"}
+
+
 def test_another_content_is_another_version(root: str) -> None:
     uri = stores.join(root, "x.wav")
     stores.publish(uri, b"one")
@@ -418,6 +429,19 @@ def test_a_killed_writer_leaves_no_visible_file(tmp_path: Path, exclusive: bool)
     assert list(target.parent.iterdir()) == []
     assert stores.publish(str(target), b"whole", root=str(tmp_path), exclusive=exclusive)
     assert target.read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("in_the_way", ["rejects", "_tmp"])
+def test_a_file_where_a_folder_has_to_be_stops_publishing(
+    tmp_path: Path, in_the_way: str, exclusive: bool
+) -> None:
+    (tmp_path / in_the_way).write_bytes(b"mine")
+    with pytest.raises(OutputError, match="Not a directory"):
+        stores.publish(
+            str(tmp_path / "rejects" / "part.parquet"), b"rows", root=str(tmp_path), exclusive=exclusive
+        )
+    assert (tmp_path / in_the_way).read_bytes() == b"mine"
 
 
 def test_outputs_that_cannot_be_written_are_found_out_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from w2v_ray import __version__, cli_export, cli_jobs, cli_lm, cli_output
-from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode
+from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
     CheckpointError,
@@ -190,7 +190,7 @@ def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
         quieten_ray(args)
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
-        with console.shown_progress(quiet=args.json) as on_progress:
+        with console.shown_progress(quiet=args.json) as on_progress, under_way():
             summary = run_plan(job, plan, on_progress=on_progress)
     return _finish(job, summary, args)
 

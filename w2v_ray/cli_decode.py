@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
 
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.decoder_config import DecoderConfig
-from w2v_ray.errors import ConfigError
+from w2v_ray.errors import ConfigError, JobError, OutputError
 
 __all__ = [
     "add_decoder_arguments",
@@ -22,6 +24,7 @@ __all__ = [
     "quieten_ray",
     "redecode",
     "run_redecode",
+    "under_way",
     "whole_number",
 ]
 
@@ -159,8 +162,17 @@ def run_redecode(job: RedecodeConfig, args: argparse.Namespace) -> Any:
     quieten_ray(args)
     from w2v_ray.pipeline import run_redecode_plan  # torch and Ray load only where there is work for them
 
-    with console.shown_progress(quiet=args.json) as on_progress:
+    with console.shown_progress(quiet=args.json) as on_progress, under_way():
         return run_redecode_plan(job, plan, vocabulary, on_progress=on_progress)
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """Takes an output that fails when work has begun for a job that failed, and not for a bad argument."""
+    try:
+        yield
+    except OutputError as error:
+        raise JobError(str(error)) from error
 
 
 def quieten_ray(args: argparse.Namespace) -> None:

@@ -246,11 +246,12 @@ def _without_log_level_line() -> Iterator[None]:
 @contextmanager
 def data_settings(store_bytes: int) -> Iterator[None]:
     """Ray Data's settings for the time of the run, which may hold that much between its stages."""
-    # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here.
+    # Ray Data logs a line for each execution, and one for the bars that are off; progress is shown here. It
+    # logs the traceback of what ends the flow, twice, and raises it as well.
     log = logging.getLogger("ray.data")
     level = log.level
     if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
-        log.setLevel(logging.ERROR)
+        log.setLevel(logging.CRITICAL)
     context = DataContext.get_current()
     names = (
         "target_max_block_size",

@@ -87,7 +87,8 @@ def partition_folder(key: str, value: object) -> str:
     if value is None:
         text = _NO_VALUE
     else:
-        text = quote(value if isinstance(value, str) else json.dumps(value, sort_keys=True), safe=" ,")
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        text = quote(text, safe=" ,", errors="replace")  # half a surrogate pair, which no reader takes
     return f"{quote(key, safe='')}={text or _NO_VALUE}"
 
 
@@ -130,11 +131,15 @@ def list_parts(output: str, table: str) -> Parts:
     return Parts(files, {shard_id: tuple(found) for shard_id, found in spare.items()}, tuple(strangers))
 
 
-def read_footer(path: str) -> Footer:
+def read_footer(path: str, *, is_checked: bool = True) -> Footer:
     """The record of a published file.
 
+    Args:
+        path: The file.
+        is_checked: Whether a part must hold the shard in its name.
+
     Raises:
-        OutputError: There is none, or the file cannot be read.
+        OutputError: There is none, the file cannot be read, or it holds another shard.
     """
     try:
         with stores.open_range(path, None, None, block_bytes=_FOOTER_BYTES) as file:
@@ -143,7 +148,7 @@ def read_footer(path: str) -> Footer:
             summaries = json.loads(found[b"w2v_ray.shards"])
         else:
             summaries = [json.loads(found[b"w2v_ray.shard"])]
-        return Footer(
+        footer = Footer(
             found[b"w2v_ray.job_fingerprint"].decode(),
             int(found[b"w2v_ray.schema_version"]),
             {str(summary["shard_id"]): summary for summary in summaries},
@@ -151,6 +156,10 @@ def read_footer(path: str) -> Footer:
     except Exception as error:  # each store has its own errors, and Arrow and JSON theirs
         message = f"{path!r} is no part of this output ({stores.explain(error)}); delete it and run again"
         raise OutputError(message) from error
+    named = _PART.fullmatch(path.rpartition("/")[2])
+    if is_checked and named and named[1] not in footer.shards:
+        raise OutputError(f"{path!r} holds another shard than its name says; delete it and run again")
+    return footer
 
 
 def read_shards(

@@ -44,7 +44,7 @@ from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConf
 from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
-from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
 from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
@@ -84,6 +84,10 @@ def build(
     job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter], attempts: ActorHandle[Attempts]
 ) -> Dataset:
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
+    # torch comes with it: workers that import this module to do something else start in half the time and a
+    # third of the memory without.
+    from w2v_ray.stages.encode import Encode
+
     guard = _Guard(book=RemoteBook(attempts), item_deadline_s=job.item_deadline_seconds)
     read = partial(ReadAudio, ReadAudioConfig())
     decode = partial(DecodeAudio, _decoding(job))
@@ -318,7 +322,9 @@ def run_redecode_plan(
 class EncodeShard:
     """The encoder as an actor: a packed shard in, a block of encoded segments out."""
 
-    def __init__(self, make: Callable[..., Encode], meter: ActorHandle[Meter], guard: _Guard) -> None:
+    def __init__(
+        self, make: Callable[..., Callable[[pa.Table], pa.Table]], meter: ActorHandle[Meter], guard: _Guard
+    ) -> None:
         def encoder(
             before: Callable[[Sequence[int]], None], report: Callable[[float], None]
         ) -> Callable[[pa.Table], pa.Table]:

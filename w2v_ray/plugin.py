@@ -25,7 +25,7 @@ from w2v_ray.plugin_rows import (
 )
 from w2v_ray.schema import ERROR, WORD
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
-from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 from w2v_ray.text.languages import Tokenizers
 

@@ -22,7 +22,7 @@ from w2v_ray.plugin_rows import (
 )
 from w2v_ray.schema import ALIGNMENT, ERROR
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig
-from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 
 __all__ = ["align"]

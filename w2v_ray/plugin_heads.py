@@ -19,7 +19,7 @@ from w2v_ray.heads import Head, find_heads
 from w2v_ray.plugin_rows import LoadRows, choose_device, encode_rows, split_rows
 from w2v_ray.schema import CLASS_SCORES, ERROR, FRAME, LABEL
 from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
-from w2v_ray.stages.encode import EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
 

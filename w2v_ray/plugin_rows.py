@@ -19,7 +19,7 @@ from w2v_ray.languages import check_languages, known_languages
 from w2v_ray.packing import pack, unpack
 from w2v_ray.schema import ALIGNMENT, ERROR, READ, error_value
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
-from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.take_audio import TakeAudio
@@ -163,6 +163,9 @@ def encode_rows(
 
 class _EncodeRows:
     def __init__(self, config: EncodeConfig) -> None:
+        # torch comes with it, which the workers of other steps spare.
+        from w2v_ray.stages.encode import Encode
+
         self._encode = Encode(config)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

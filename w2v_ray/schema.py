@@ -36,10 +36,10 @@ __all__ = [
     "SAMPLE_RATE_HZ",
     "SCHEMA_VERSION",
     "SEGMENT",
-    "SPEAKING_TURN",
     "TABLES",
     "TABLE_OF_TASK",
     "TRANSCRIPT",
+    "TURN",
     "WORD",
     "error_value",
     "sized",
@@ -221,7 +221,7 @@ LABEL = _of_segments(
     _column("labels", pa.list_(pa.struct([_LABEL, _SCORE])), "the likeliest classes, best first"),
 )
 
-SPEAKING_TURN = pa.struct(
+TURN = pa.struct(
     [
         _LABEL,
         _column("start_s", pa.float64(), "its start in the recording", "s"),
@@ -236,7 +236,7 @@ FRAME = _of_segments(
     _column("seconds_per_frame", pa.float64(), "from one frame to the next", "s"),
     _column("classes", pa.list_(pa.string()), "of the model, in the order of the scores"),
     _column("activity", pa.list_(pa.list_(pa.float16(), 1)), "of each frame, the score of each class"),
-    _column("turns", pa.list_(SPEAKING_TURN), "where a class is active"),
+    _column("turns", pa.list_(TURN), "where a class is active"),
 )
 
 # What write_parquet publishes in log_probs/ where a job keeps them: what decode_text takes, and what failed.

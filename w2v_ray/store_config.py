@@ -20,11 +20,11 @@ STORES = ("s3", "gs", "az", "hf", "http", "memory")
 
 # What is written down travels to every worker, and into job files that are shared.
 _SECRET = re.compile(
-    r"(^|_)key(_id)?$|accesskey|secret|token|password|passwd|credential|authorization|cookie|(^|_)sas(_|$)|"
-    r"connection_string|(^|_)auth$",
+    r"key([_-]?id)?$|secret|token|password|passwd|credential|authorization|cookie|(^|[_-])sas([_-]|$)|"
+    r"connection[_-]?string|(^|[_-])auth$",
     re.IGNORECASE,
 )
-_USER_IN_URL = re.compile(r"^[a-z0-9+.-]+://[^/@]*@", re.IGNORECASE)
+_SECRET_IN_URL = re.compile(r"^[a-z0-9+.-]+://([^/@]*@|.*[?&](x-[a-z]+-)?sig(nature)?=)", re.IGNORECASE)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "max_requests": (1, 1024),
     "attempts": (1, 20),
@@ -123,7 +123,9 @@ class StoreConfig:
             )
         allow_http = found.pop("allow_http", False)
         if not isinstance(allow_http, bool):
-            raise ConfigError(f"allow_http in {ENVIRONMENT_NAME} is {allow_http!r}, expected true or false")
+            raise ConfigError(
+                f"allow_http in {ENVIRONMENT_NAME} is {allow_http!r}, expected true or false; correct it"
+            )
         return cls(allow_http=allow_http, options=found)
 
 
@@ -141,9 +143,12 @@ def _check_values(where: str, value: object) -> None:
         for inner in value:
             _check_values(where, inner)
     elif isinstance(value, str):
-        if _USER_IN_URL.match(value):
+        if _SECRET_IN_URL.match(value):
             raise ConfigError(
-                f"{where} is a URL with a user in it, which settings never hold; name the host alone"
+                f"{where} is a URL with a user in it or a signature, which settings never hold; "
+                "name the host alone"
             )
     elif value is not None and not isinstance(value, bool | int | float):
-        raise ConfigError(f"{where} is a {type(value).__name__}, expected text, a number or a mapping")
+        raise ConfigError(
+            f"{where} is a {type(value).__name__}, expected text, a number or a mapping; correct it"
+        )

@@ -276,6 +276,17 @@ def test_many_parts_of_which_one_fails_leave_no_half_file(
     assert not uploads.get("Uploads")
 
 
+@pytest.mark.parametrize("fault", ["500", "reset"])
+def test_a_store_that_fails_while_it_is_listed_is_named(
+    server: FaultyServer, bucket: str, fault: Fault
+) -> None:
+    for name in ("a.wav", "b/c.wav"):
+        stores.publish(f"{bucket}/in/{name}", b"audio")
+    server.fail(fault, at="prefix=in%2Fb%2F", times=None)
+    with pytest.raises(InputError, match=f"'{bucket}/in' cannot be listed"):
+        list(list_inputs([f"{bucket}/in"], skipped=Counter()))
+
+
 # ---- the web
 
 
@@ -334,6 +345,22 @@ def test_redirects_are_followed_but_not_in_circles(server: FaultyServer) -> None
     server.redirect_to = "/a.wav"
     with pytest.raises(ReadError, match="redirects more than 5 times"):
         stores.read_range(f"{server.url}/a.wav", None, len(DATA))
+
+
+def test_a_redirect_to_a_signed_link_is_followed_and_never_said(server: FaultyServer) -> None:
+    server.files["/b.wav"] = DATA
+    server.redirect_to = f"{server.url}/b.wav?X-Amz-Signature=canary&sig=canary"
+    server.fail("redirect", at="a.wav", times=None)
+    assert stores.read_range(f"{server.url}/a.wav", None, len(DATA)) == DATA
+    server.fail("500", at="b.wav", times=None)
+    with pytest.raises(ReadError, match="cannot be read") as caught:
+        stores.read_range(f"{server.url}/a.wav", None, len(DATA))
+    assert "/b.wav" in str(caught.value)
+    assert "canary" not in str(caught.value)
+    server.redirect_to = "http://me:canary@169.254.169.254/?sig=canary"
+    with pytest.raises(ReadError, match="link-local") as caught:
+        stores.read_range(f"{server.url}/a.wav", None, len(DATA))
+    assert "canary" not in str(caught.value)
 
 
 def test_a_name_that_means_a_link_local_address_is_not_asked(

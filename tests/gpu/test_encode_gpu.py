@@ -10,7 +10,8 @@ import torch
 
 from w2v_ray import demo
 from w2v_ray.schema import DECODED, ERROR
-from w2v_ray.stages.encode import Encode, EncodeConfig
+from w2v_ray.stages.encode import Encode
+from w2v_ray.stages.encode_config import EncodeConfig
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ from w2v_ray.models.heads import Wav2Vec2BertForCTC, Wav2Vec2ForCTC
 from w2v_ray.models.wav2vec2 import Wav2Vec2Model
 from w2v_ray.schema import DECODED, ENCODED, ERROR
 from w2v_ray.stages import encode as encode_module
-from w2v_ray.stages.encode import Encode, EncodeConfig, plan_batches
+from w2v_ray.stages.encode import Encode, plan_batches
+from w2v_ray.stages.encode_config import EncodeConfig
 
 VOCABULARY = 32
 READ_ERROR = {"stage": "read_audio", "error_class": "ReadError", "message": "the file is gone"}
@@ -388,3 +391,11 @@ def test_the_kernel_can_be_left_to_the_model(tiny_checkpoint: Path) -> None:
         assert one is not None
         assert other is not None
         assert (one == other).all()
+
+
+def test_torch_is_loaded_by_what_encodes_alone() -> None:
+    """Every worker imports these, and torch is most of what a worker takes."""
+    modules = "w2v_ray.pipeline, w2v_ray.plugin, w2v_ray.plugin_align, w2v_ray.plugin_heads"
+    script = f"import sys, {modules}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

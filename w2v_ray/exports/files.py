@@ -87,7 +87,7 @@ class Folder:
                 again.seek(0)
                 stores.publish(path, again.read(), root=self.path)
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            # As good as bytes to who writes it or sends it in parts, which clients of stores do with files
-            # of this size; and not in memory as a whole.
-            stores.publish(path, cast(bytes, data), root=self.path)
+        # As good as bytes to who writes it or sends it in parts, which clients of stores do with files of
+        # this size; and not in memory as a whole. Never closed: that would hide an error.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        stores.publish(path, cast(bytes, data), root=self.path)

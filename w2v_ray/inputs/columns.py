@@ -122,11 +122,14 @@ def _is_scalar(type_: pa.DataType) -> bool:
         or _is_binary(type_)
         or pa.types.is_fixed_size_binary(type_)
         or pa.types.is_binary_view(type_)
+        or pa.types.is_interval(type_)  # which Arrow makes no text of
         or isinstance(type_, pa.BaseExtensionType)
     )
 
 
 def _json_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
     type_ = column.type
     if pa.types.is_temporal(type_) or pa.types.is_decimal(type_):
         column = pc.cast(column, pa.string())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from w2v_ray.stores import FileInfo
 
@@ -22,7 +23,7 @@ AUDIO_EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 # The percent sign itself, controls, what UTF-8 cannot hold, a leading slash, and the folder above.
 _UNSAFE = re.compile(r"%|[\x00-\x1f\x7f\ud800-\udfff]|^/|(?<![^/])\.\.(?![^/])")
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # made once: it is called for every entry
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # made once, as all entries need it
 
 
 class Entry(NamedTuple):
@@ -66,11 +67,26 @@ def file_entry(file: FileInfo) -> Entry:
 
 
 def metadata_json(values: Mapping[str, object]) -> str | None:
-    """The values as a JSON object that can be encoded as UTF-8; None where there are none."""
+    """The values as a JSON object that can be encoded as UTF-8; None where there are none.
+
+    Numbers that JSON does not have, such as what 1e999 is read as, are null.
+    """
     if not values:
         return None
-    text = _encode(values)
+    try:
+        text = _encode(values)
+    except ValueError:
+        values = cast(Mapping[str, object], _finite(values))
+        text = _encode(values)
     return text if encodable(text) is text else json.dumps(values)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def escape(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 
 from w2v_ray import stores
 from w2v_ray.errors import InputError
-from w2v_ray.inputs.entries import Entry, encodable, metadata_json
+from w2v_ray.inputs.entries import Entry, encodable, escape, metadata_json
+from w2v_ray.schema import DAMAGE_KEY
 
 __all__ = ["is_cut", "is_shar", "named_cut", "read_shar"]
 
@@ -101,6 +102,7 @@ def _source(where: str, channel: object, sources: list[Mapping[str, Any]]) -> _S
 
 def _metadata(cut: Mapping[str, Any]) -> dict[str, object]:
     values: dict[str, object] = dict(cut.get("custom") or {})
+    values.pop(DAMAGE_KEY, None)
     supervisions = [one for one in cut.get("supervisions") or () if isinstance(one, dict)]
     texts = [str(one["text"]) for one in supervisions if one.get("text") is not None]
     if texts:
@@ -120,8 +122,10 @@ def is_shar(folder: str) -> bool:
 def read_shar(folder: str, skipped: Counter[str]) -> Iterator[Entry]:
     """The entries of a Shar folder: the members of its ``recording.*.tar``, named by their cuts.
 
+    Cuts whose recording is not in their tar are counted in ``skipped``.
+
     Raises:
-        InputError: A tar is missing, or a cut has no recording in it.
+        InputError: A tar is missing, or a cut has no id.
     """
     from w2v_ray.inputs.manifests import read_objects
     from w2v_ray.inputs.tars import index_tar
@@ -148,7 +152,7 @@ def read_shar(folder: str, skipped: Counter[str]) -> Iterator[Entry]:
             cut_id = cut.get("id")
             if not isinstance(cut_id, str) or not cut_id:
                 raise InputError(f"{where} has {cut_id!r} as 'id'; give the cut its id")
-            member = members.get(_member_stem(cut_id))
+            member = members.get(escape(cut_id))
             if member is None and not damaged:
                 skipped["cuts without a recording"] += 1
             elif member is not None:
@@ -159,9 +163,3 @@ def read_shar(folder: str, skipped: Counter[str]) -> Iterator[Entry]:
                     metadata=metadata_json(_metadata(cut)),
                 )
         yield from damaged
-
-
-def _member_stem(cut_id: str) -> str:
-    from w2v_ray.inputs.entries import escape
-
-    return escape(cut_id)

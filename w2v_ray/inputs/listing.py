@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from w2v_ray import stores
-from w2v_ray.errors import InputError
+from w2v_ray.errors import InputError, W2vRayError
 from w2v_ray.inputs.entries import AUDIO_EXTENSIONS, Entry, extension, file_entry
 from w2v_ray.inputs.hf_datasets import SCHEME, is_saved_dataset, read_named_dataset, read_saved_dataset
 from w2v_ray.inputs.kaldi import is_kaldi, read_scp
@@ -149,8 +149,10 @@ def _in_folder(folder: str, listing: _Listing) -> Iterator[_Found]:
         else:
             for found in stores.list_files(folder):
                 yield from _taken(found, listing)
-    except OSError as error:
-        place = error.filename or folder
+    except W2vRayError:
+        raise
+    except Exception as error:  # each store has its own errors
+        place = getattr(error, "filename", None) or folder
         message = f"{place!r} cannot be listed ({stores.explain(error)}); make it readable, or leave it out"
         raise InputError(message) from error
 

@@ -36,7 +36,7 @@ def open_text(uri: str) -> Iterator[TextIO]:
     """
     try:
         with stores.open_range(uri, None, None) as file:
-            raw = io.BufferedReader(GzipStream(file)) if uri.endswith(".gz") else file
+            raw = io.BufferedReader(GzipStream(file)) if uri.lower().endswith(".gz") else file
             with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
                 yield lines
     except ReadError as error:

@@ -98,20 +98,25 @@ def _row_groups(parquet: pq.ParquetFile, audio: AudioColumn) -> Iterator[RowGrou
             paths = (column if audio.holds == "uris" else pc.struct_field(column, "path")).to_pylist()
         sizes: list[float | None] = [None] * num_rows
         if audio.holds != "uris":
-            sizes = _sizes(parquet, number, audio, leaf)
+            sizes = _sizes(parquet, number, audio, leaf, has_paths=path is not None)
         yield RowGroup(first_row, values, paths, sizes)
         first_row += num_rows
 
 
-def _sizes(parquet: pq.ParquetFile, number: int, audio: AudioColumn, leaf: str) -> list[float | None]:
+def _sizes(
+    parquet: pq.ParquetFile, number: int, audio: AudioColumn, leaf: str, *, has_paths: bool
+) -> list[float | None]:
     """The mean size of the values of a row group, where they are not null."""
     group = parquet.metadata.row_group(number)
     chunk = _chunk(group, leaf)
-    num_nulls = chunk.statistics.null_count if chunk.is_stats_set and chunk.statistics.has_null_count else 0
+    is_counted = chunk.is_stats_set and chunk.statistics.has_null_count
+    num_nulls = chunk.statistics.null_count if is_counted else 0
     if num_nulls == group.num_rows:
         return [None] * group.num_rows
     mean = chunk.total_uncompressed_size / (group.num_rows - num_nulls)
-    if not num_nulls:
+    if not num_nulls and (
+        is_counted or not has_paths
+    ):  # nulls without a path are rejected when they are read
         return [mean] * group.num_rows
     # Only where some rows have bytes and some a path must these be read to tell which.
     sizes: list[float | None] = []

@@ -47,7 +47,7 @@ def _named(uri: str, path_key: str | None) -> Iterator[Named]:
 
 
 def _rows(uri: str, path_key: str | None) -> Iterator[tuple[str, dict[str, object]]]:
-    is_tsv = uri.removesuffix(".gz").lower().endswith((".tsv", ".tab"))
+    is_tsv = uri.lower().removesuffix(".gz").endswith((".tsv", ".tab"))
     names: list[str] | None = None
     with open_text(uri) as lines:
         rows = csv.reader(lines, _Tabs if is_tsv else _Commas)

@@ -240,7 +240,7 @@ class _Checks:
         checked = _Checked()
         path = f"{self._table}/{name}"
         try:
-            footer = read_footer(stores.join(self._output, path))
+            footer = read_footer(stores.join(self._output, path), is_checked=False)
         except OutputError as error:
             checked.findings.append(Finding("damaged", path, f"cannot be read ({_cause(error)})"))
             return checked

@@ -77,6 +77,8 @@ class SpokenLanguages:
             key: Of a language in it that counts more; None: there is none.
         """
         values = json.loads(metadata) if metadata else {}
+        for name in (LANGUAGE_KEY, LANGUAGE_ERROR_KEY):  # of whoever made the input
+            values.pop(name, None)
         if key is None or values.get(key) is None:
             if recording_id in self.languages:
                 values[LANGUAGE_KEY] = self.languages[recording_id]

@@ -153,7 +153,13 @@ def make_plan(
             items = planned.slice(0, 0)
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-        items = make_items(new, shard_seconds, cut_long=cut_long, keys=_shard_keys(job))
+        items = make_items(
+            new,
+            shard_seconds,
+            cut_long=cut_long,
+            partition_by=partition_key(job),
+            language_keys=_language_keys(job),
+        )
         if records.read_job(output)[0] != fingerprint:
             raise OutputError(
                 f"output {output!r} was taken by a job with other settings while the inputs were listed; "
@@ -199,7 +205,7 @@ def plan_entries(
     generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
     place = again.column_names.index("generation")
     again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
-    items = make_shards(again, shard_seconds, _shard_keys(job))
+    items = make_shards(again, shard_seconds, partition_key(job), _language_keys(job))
     if not changed:
         return items
     newest = planned.filter(newest_items(planned))
@@ -218,7 +224,13 @@ def plan_entries(
         _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-    made = make_items(listed, shard_seconds, cut_long=cut_long, keys=_shard_keys(job))
+    made = make_items(
+        listed,
+        shard_seconds,
+        cut_long=cut_long,
+        partition_by=partition_key(job),
+        language_keys=_language_keys(job),
+    )
     return pa.concat_tables([items, made])
 
 
@@ -226,12 +238,6 @@ def read_keys(job: Mapping[str, records.Json]) -> list[str]:
     """The keys of the metadata that a job with these settings reads: they are inputs like the audio."""
     keys = [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
     return keys + _language_keys(job)
-
-
-def _shard_keys(job: Mapping[str, records.Json]) -> list[str]:
-    """The keys of the metadata whose values the items of a shard have in common."""
-    key = partition_key(job)
-    return ([] if key is None else [key]) + _language_keys(job)
 
 
 def _language_keys(job: Mapping[str, records.Json]) -> list[str]:

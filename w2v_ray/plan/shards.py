@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from w2v_ray.errors import InputError
 from w2v_ray.parts import partition_folder
 from w2v_ray.schema import ITEM
 
@@ -27,6 +28,7 @@ _MAX_ITEMS = 4096
 _BYTES_PER_S = 32_000.0  # 16-bit samples at 16 kHz
 _MAX_BYTES = 512 << 20  # of files read whole, however few seconds a high rate makes of them
 _MAX_WHOLE_BYTES = 64 << 20  # larger files are opened in place
+_MAX_NAME_BYTES = 255  # of a folder; percent-encoded names are ASCII
 
 
 def long_seconds(shard_seconds: float) -> float:
@@ -73,7 +75,12 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
 
 
 def make_items(
-    entries: pa.Table, shard_seconds: float, *, cut_long: bool = True, keys: Sequence[str] = ()
+    entries: pa.Table,
+    shard_seconds: float,
+    *,
+    cut_long: bool = True,
+    partition_by: str | None = None,
+    language_keys: Sequence[str] = (),
 ) -> pa.Table:
     """The rows of a plan.
 
@@ -82,19 +89,26 @@ def make_items(
             nulls.
         shard_seconds: Of audio in a shard.
         cut_long: Whether long recordings are cut into time ranges; else each is one item.
-        keys: The keys of the metadata whose values all items of a shard have in common.
+        partition_by: The key of the metadata whose value all items of a shard have in common.
+        language_keys: Other such keys.
 
     Returns:
         A table of the schema ITEM, shard after shard.
+
+    Raises:
+        InputError: A value of ``partition_by`` is too long for the name of a folder.
     """
-    return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, keys)
+    items = _cut(entries, shard_seconds if cut_long else math.inf)
+    return make_shards(items, shard_seconds, partition_by, language_keys)
 
 
-def make_shards(items: pa.Table, shard_seconds: float, keys: Sequence[str] = ()) -> pa.Table:
+def make_shards(
+    items: pa.Table, shard_seconds: float, partition_by: str | None = None, language_keys: Sequence[str] = ()
+) -> pa.Table:
     """Items that are cut already, in shards of their own; arguments and result as of `make_items`."""
     sizes = [items.num_rows]
-    if keys:
-        items, sizes = _grouped(items, keys)
+    if partition_by is not None or language_keys:
+        items, sizes = _grouped(items, partition_by, language_keys)
     is_inside = pc.is_valid(items.column("container"))  # and read whole, whatever its size
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     num_bytes = pc.fill_null(items.column("byte_size"), 0)
@@ -125,13 +139,22 @@ def make_shards(items: pa.Table, shard_seconds: float, keys: Sequence[str] = ())
     )
 
 
-def _grouped(items: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, list[int]]:
+def _grouped(
+    items: pa.Table, partition_by: str | None, language_keys: Sequence[str]
+) -> tuple[pa.Table, list[int]]:
     """The items by their values of the keys, values in the order they come in, and how many have each."""
+    keys = [*([] if partition_by is None else [partition_by]), *language_keys]
     rows: dict[tuple[str, ...], list[int]] = {}
     for row, metadata in enumerate(items.column("metadata").to_pylist()):
         values = json.loads(metadata) if metadata else {}
-        group = tuple(partition_folder(key, values.get(key)) for key in keys)
-        rows.setdefault(group, []).append(row)
+        folders = tuple(partition_folder(key, values.get(key)) for key in keys)
+        if partition_by is not None and len(folders[0]) > _MAX_NAME_BYTES:
+            raise InputError(
+                f"{items.column('recording_id')[row].as_py()!r} has a value of {partition_by!r} that makes a "
+                f"folder name of {len(folders[0])} bytes where {_MAX_NAME_BYTES} are the most; shorten it, "
+                "or partition by another key"
+            )
+        rows.setdefault(folders, []).append(row)
     order = [row for found in rows.values() for row in found]
     return items.take(pa.array(order, pa.int64())), [len(found) for found in rows.values()]
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
     from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
     from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
-    from w2v_ray.stages.encode import Encode, EncodeConfig
+    from w2v_ray.stages.encode import Encode
+    from w2v_ray.stages.encode_config import EncodeConfig
     from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
     from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
     from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
@@ -52,7 +53,8 @@ else:
         import re
         from importlib import import_module
 
-        words = re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Config")).lower()
+        stage = name if name == "EncodeConfig" else name.removesuffix("Config")
+        words = re.sub(r"(?<!^)(?=[A-Z])", "_", stage).lower()
         value = globals()[name] = getattr(import_module(f"{__name__}.{words}"), name)
         return value
 

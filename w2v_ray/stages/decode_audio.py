@@ -231,8 +231,8 @@ class DecodeAudio:
                 "hold; lower shard_seconds, or choose one channel"
             )
         return AudioLimitError(
-            f"the recording goes on after {seconds}, the most that one item may hold; plan it as time "
-            "ranges, or raise max_item_seconds"
+            f"the recording goes on after {seconds}, the most that one item may hold; name time ranges of "
+            "it in a manifest, or split the file"
         )
 
     def _truncation(self, reader: AudioReader, row: dict[str, Any], end: int) -> TruncatedError | None:
@@ -257,13 +257,13 @@ class DecodeAudio:
         if end - start > self._config.max_item_seconds * rate:
             raise AudioLimitError(
                 f"{times} is longer than {self._config.max_item_seconds:g} s, the most that one item may "
-                "hold; plan shorter ranges, or raise max_item_seconds"
+                "hold; name shorter ranges"
             )
         # The windows of its two borders must not overlap, or the cuts could change places.
         if end - start < borders:
             raise AudioLimitError(
                 f"{times} is shorter than the {borders / rate:g} s in which its borders may move; "
-                "plan longer ranges, or lower border_seconds"
+                "plan longer ranges"
             )
 
 

@@ -9,7 +9,7 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["address_refusal", "connected_socket", "web_refusal"]
+__all__ = ["address_refusal", "connected_socket", "host_refusal", "web_refusal"]
 
 # Where clouds tell a machine its credentials, besides the link-local 169.254.0.0/16 and fe80::/10.
 _METADATA_HOSTS = {
@@ -29,7 +29,21 @@ _SIGNATURE = re.compile(r"[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)="
 
 
 def web_refusal(url: str) -> str | None:
-    """Why an ``http(s)`` address is never asked, as the end of a sentence; None where it may be."""
+    """Why an ``http(s)`` address may not be named, as the end of a sentence; None where it may be."""
+    if (reason := host_refusal(url)) is not None:
+        return reason
+    parts = urlsplit(url)
+    if parts.username is not None or parts.password is not None:
+        return "holds a user or password, which would be written into plans; take it out"
+    if _SIGNATURE.search(url):
+        return (
+            "is a signed link, which would be written into plans; name the object by its store, as s3://..."
+        )
+    return None
+
+
+def host_refusal(url: str) -> str | None:
+    """Why an ``http(s)`` address is never asked, also where a server leads there; None where it may be."""
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
@@ -38,12 +52,6 @@ def web_refusal(url: str) -> str | None:
         return "is not a valid web address; correct it"
     if not host:
         return "is a web address without a host; name one"
-    if parts.username is not None or parts.password is not None:
-        return "holds a user or password, which would be written into plans; take it out"
-    if _SIGNATURE.search(url):
-        return (
-            "is a signed link, which would be written into plans; name the object by its store, as s3://..."
-        )
     if host.lower() in _METADATA_HOSTS:
         return "leads to a machine's own metadata, which is never read; name another host"
     try:

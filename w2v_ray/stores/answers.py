@@ -11,9 +11,9 @@ import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
-from w2v_ray.stores.addresses import web_refusal
+from w2v_ray.stores.addresses import host_refusal, web_refusal
 from w2v_ray.stores.requests import call, run
 
 __all__ = ["Answer", "Check", "fetch", "web_info"]
@@ -141,9 +141,10 @@ async def _web_response(
     headers = {"Accept-Encoding": "identity"}
     if start is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-    for _ in range(_MAX_REDIRECTS + 1):
-        if (reason := web_refusal(url)) is not None:
-            raise PermissionError(f"{url} {reason}")
+    for number in range(_MAX_REDIRECTS + 1):
+        # Where a server leads may hold a signature: it is used, and neither written nor said.
+        if (reason := host_refusal(url) if number else web_refusal(url)) is not None:
+            raise PermissionError(f"{urlsplit(url).hostname or 'it'} {reason}")
         response = await session.get(store.encode_url(url), headers=headers, allow_redirects=False)
         try:
             if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:

@@ -114,21 +114,26 @@ def _walk_store(protocol: str, folder: str) -> Iterator[FileInfo]:
     """
     found: list[tuple[str, dict[str, Any] | None]] = []
     folders = [folder]
+    whole: list[str] = []
     with ThreadPoolExecutor(_FOLDERS_AT_ONCE) as pool:
         for _ in range(_LEVELS):
             if len(folders) >= _FOLDERS_AT_ONCE:
                 break
             upper, folders = folders, []
             for above, inside in zip(upper, pool.map(partial(_entries, protocol), upper), strict=True):
+                own = [one for one in inside if one["name"].strip("/") == above.strip("/")]
+                if any(one["type"] == "directory" for one in own):  # a//b, of which a// is no folder
+                    whole.append(above)
+                    continue
                 for one in inside:
-                    name = one["name"].strip("/")
-                    if name == above.strip("/"):  # an empty object that stands for the folder
+                    if one in own:  # an empty object that stands for the folder
                         continue
+                    name = one["name"].strip("/")
                     if one["type"] == "directory" and not _is_hidden(name, above):
                         folders.append(name)
                     else:
                         found.append((name, one))
-        found += [(name + "/", None) for name in folders]
+        found += [(name + "/", None) for name in (*folders, *whole)]
         found.sort(key=lambda one: one[0])  # as the paths below would be sorted
         waiting: deque[Future[dict[str, Any]]] = deque()
         left = iter([name[:-1] for name, entry in found if entry is None])

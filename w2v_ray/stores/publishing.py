@@ -124,7 +124,10 @@ def _publish_local(target: str, data: bytes, root: str, exclusive: bool) -> None
     folder, name = os.path.split(target)
     unfinished = os.path.join(root, "_tmp", unfinished_name(name))
     for path in (folder, os.path.dirname(unfinished)):
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except FileExistsError as error:  # which would say that the file itself is there
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from error
     try:
         with open(unfinished, "xb") as file:
             view, half = memoryview(data), len(data) // 2

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -48,6 +49,8 @@ _TRANSIENT_CLASSES = {
 }
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _BUSY_STATUS = {429, 503}
+# Of an address that a client names: the user and the query may be secrets.
+_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#@'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?", re.IGNORECASE)
 _ONE_STORE = {"abfs": "az", "abfss": "az"}  # under whose name their options are
 
 _T = TypeVar("_T")
@@ -174,7 +177,8 @@ def explain(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = _ADDRESS.sub(r"\1\2", " ".join(str(error).split()))
+    return text[:200] or type(error).__name__
 
 
 @contextlib.contextmanager
