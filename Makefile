@@ -34,13 +34,13 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'; \
 	fi
 	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps pyctcdecode # its metadata asks for NumPy below 2; its code does not
-	@$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	@touch $@
 
 demo: setup ## transcribe the speech that ships with the project
 	@$(BIN)/w2v-ray demo
 
 test: setup ## the whole test suite, without what needs a GPU
+	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	$(BIN)/pytest
 
 check: setup ## lint, format, types and import direction

@@ -2,10 +2,11 @@
 
 Each plan is a process of its own, whose memory is the largest resident size that it had, all imports
 included; a second run of the same command finds everything planned, as a scheduled job does. Nothing is
-decoded: manifests and tables say how long recordings are, and members of tars have a header to be looked at.
+decoded: manifests and tables say how long recordings are, and files and members of tars, which are WAV here,
+have a header to be looked at. On a machine with other work the CPU time says more than the wall time.
 
     python benchmarks/planning.py                             # a million rows of a manifest
-    python benchmarks/planning.py --form csv parquet tar      # other forms
+    python benchmarks/planning.py --form files tar parquet    # other forms
     python benchmarks/planning.py --entries 100000 --form jsonl tar tar.gz files
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 
 FORMS = ("jsonl", "csv", "parquet", "tar", "tar.gz", "files")
 NUM_FILES = 1000  # that rows of manifests are ranges of
-ENTRIES_PER_TAR = 10_000
+ENTRIES_PER_FILE = 10_000  # of tars and Parquet files
 ROWS_PER_GROUP = 1000
 
 
@@ -66,17 +67,17 @@ def write_input(folder: Path, form: str, num_entries: int) -> str:
             path.write_bytes(sound)
     elif form == "parquet":
         schema = pa.schema({"audio": pa.binary(), "duration": pa.float64(), "text": pa.string()})
-        with pq.ParquetWriter(folder / "data.parquet", schema) as writer:
-            for start in range(0, num_entries, ROWS_PER_GROUP):
-                rows = range(start, min(start + ROWS_PER_GROUP, num_entries))
-                texts = [f"this is the text of number {number}" for number in rows]
-                values = {"audio": [sound[:100]] * len(rows), "duration": [9.5] * len(rows), "text": texts}
-                writer.write_table(pa.table(values, schema), row_group_size=ROWS_PER_GROUP)
+        for start in range(0, num_entries, ENTRIES_PER_FILE):
+            rows = range(start, min(start + ENTRIES_PER_FILE, num_entries))
+            texts = [f"this is the text of number {number}" for number in rows]
+            values = {"audio": [sound[:100]] * len(rows), "duration": [9.5] * len(rows), "text": texts}
+            path = folder / f"{start:07}.parquet"
+            pq.write_table(pa.table(values, schema), path, row_group_size=ROWS_PER_GROUP)
     else:
-        for start in range(0, num_entries, ENTRIES_PER_TAR):
+        for start in range(0, num_entries, ENTRIES_PER_FILE):
             file = io.BytesIO()
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for number in range(start, min(start + ENTRIES_PER_TAR, num_entries)):
+                for number in range(start, min(start + ENTRIES_PER_FILE, num_entries)):
                     for name, data in ((f"{number}.wav", sound), (f"{number}.txt", b"some text")):
                         header = tarfile.TarInfo(name)
                         header.size = len(data)

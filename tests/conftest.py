@@ -112,8 +112,8 @@ def tiny_bert_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray on two CPUs for all tests; starting one takes 5 to 10 seconds."""
+def ray_session(s3_server: None) -> Iterator[None]:
+    """One Ray on two CPUs for all tests, whose workers know the S3 server; starting one takes 5 to 10 s."""
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)

@@ -1,7 +1,8 @@
-"""Outputs of made-up rows: real plans of real files, and shards that the real stage publishes."""
+"""Archives and outputs: real speech; made-up rows in real plans and shards that the real stage publishes."""
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
@@ -12,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from w2v_ray import demo, stores
 from w2v_ray.plan import Plan, make_plan
-from w2v_ray.schema import ERROR, ITEM, KEPT, TRANSCRIPT
+from w2v_ray.schema import ERROR, ITEM, KEPT, LABEL, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 JOB: dict[str, Any] = {"model": "m", "shard_seconds": 100.0}
@@ -23,6 +25,7 @@ SCHEMA = pa.schema(
         *TRANSCRIPT,
         *(ITEM.field(name) for name in ("byte_size", "planned_s", "generation")),
         *KEPT,
+        *(LABEL.field(name) for name in ("label", "score", "labels")),
         pa.field("error", ERROR),
     ]
 )
@@ -43,15 +46,51 @@ def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float =
     return str(manifest)
 
 
-def rows_of(output: Path, table: str = "transcripts") -> list[dict[str, Any]]:
+def write_speech(folder: Path | str, names: Iterable[str], *, seconds: float = 2.0) -> str:
+    """The beginning of some clip of real speech for each name, as FLAC, in a folder that may lie in a store.
+
+    Returns:
+        The manifest of them, in the order of the names.
+    """
+    import soundfile
+
+    clips = [clip for clip in sorted(demo.ARCHIVE.glob("*.flac")) if soundfile.info(clip).duration >= seconds]
+    lines = []
+    for name in names:
+        clip = clips[zlib.crc32(name.encode()) % len(clips)]
+        samples, rate = soundfile.read(
+            clip, frames=round(seconds * soundfile.info(clip).samplerate), dtype="int16"
+        )
+        file = io.BytesIO()
+        soundfile.write(file, samples, rate, format="FLAC")
+        stores.publish(stores.join(str(folder), f"{name}.flac"), file.getvalue())
+        lines.append({"audio_filepath": f"{name}.flac", "id": name, "duration": len(samples) / rate})
+    manifest = stores.join(str(folder), "manifest.jsonl")
+    stores.publish(manifest, "\n".join(map(json.dumps, lines)).encode())
+    return manifest
+
+
+def rows_of(output: Path | str, table: str = "transcripts") -> list[dict[str, Any]]:
     """What plain Parquet readers see of a table, in the order of recordings; nothing where there is none."""
-    if not (output / table).exists():
+    folder = stores.join(str(output), table)
+    parts = [
+        pq.read_table(pa.BufferReader(stores.read_bytes(stores.join(folder, name))))
+        for name in stores.list_names(folder)
+    ]
+    if not parts:
         return []
-    return (
-        pq.read_table(output / table)
-        .sort_by([("recording_id", "ascending"), ("start_s", "ascending")])
-        .to_pylist()
-    )
+    order = [("recording_id", "ascending"), ("start_s", "ascending")]
+    return pa.concat_tables(parts).sort_by(order).to_pylist()
+
+
+def without_places(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without what depends on shards and on where files lie; of ids the last part stays."""
+    names = ("recording_id", "segment_id", "uri")
+    return [
+        {name: value for name, value in row.items() if name not in ("shard_id", "item_index")}
+        | {name: row[name] and row[name].rpartition("/")[2] for name in names}
+        for row in rows
+    ]
 
 
 def silence(seconds: float, rest: bytes = b"") -> bytes:
@@ -77,6 +116,7 @@ def made_rows(item: Mapping[str, Any], *, failing: Failing = ()) -> list[dict[st
     kept = {name: item[name] for name in SCHEMA.names if name in item}
     begin_s = item["start_s"] or 0.0
     count = 1 + zlib.crc32(f"{item['recording_id']}{begin_s}{item['byte_size']}".encode()) % 3
+    count = count if item["planned_s"] else 1
     length_s = item["planned_s"] / count
     rows = []
     for index in range(count):
@@ -91,6 +131,7 @@ def made_rows(item: Mapping[str, Any], *, failing: Failing = ()) -> list[dict[st
                 "duration_s": length_s,
                 "text": f"{item['recording_id']} {item['byte_size']} {item['version']}",
                 "words": [],
+                "label": f"label of {index}",
             }
         )
     if failing(item) if callable(failing) else item["recording_id"] in failing:
@@ -105,6 +146,7 @@ def publish(
     *,
     failing: Failing = (),
     table: str = "transcripts",
+    also: tuple[str, ...] = (),
     keeps_log_probs: bool = False,
 ) -> list[dict[str, Any]]:
     """Publishes shards of a plan, all that are pending by default, as the pipeline would."""
@@ -113,6 +155,7 @@ def publish(
             output=planned.output,
             job_fingerprint=planned.job_fingerprint,
             table=table,
+            also=also,
             keeps_log_probs=keeps_log_probs,
             partition_by=planned.partition_by,
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -9,7 +10,9 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -303,6 +306,31 @@ def test_the_index_agrees_with_tarfile(shared_data: Path) -> None:
     ]
     assert ours == expected
     assert len(entries) == 3500
+
+
+def encoded(container: str, subtype: str, num_frames: int = 1600) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(num_frames), 16_000, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_the_index_has_the_lengths_that_plain_headers_tell(tmp_path: Path, name: str) -> None:
+    flac = encoded("FLAC", "PCM_16", 3200)
+    members = {
+        "a.wav": encoded("WAV", "PCM_16", 8000),
+        "b.FLAC": flac,
+        "c.flac": flac[:45],  # its next block would be behind its end
+        "d.ogg": encoded("OGG", "VORBIS"),
+        "e.wav": encoded("WAV", "IMA_ADPCM"),
+        "f.wav": b"",
+        "g.flac": flac,
+    }
+    data = write_tar(tmp_path / "whole", members).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    found = {entry.recording_id.rpartition("#")[2]: entry.duration_s for entry in listed(tmp_path / name)}
+    plain = {"a.wav": 0.5, "b.FLAC": 0.2, "g.flac": 0.2} if name == "t.tar" else {}
+    assert found == dict.fromkeys(members) | plain
 
 
 def header_at(number: int) -> int:

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def test_rows_with_audio_are_planned_and_read(root: str, tmp_path: Path) -> None
     assert read(plan) == [(sound(n), None) for n in range(count)]
     again = planned(tmp_path / "out", stores.join(root, "data"))
     assert (again.num_new, again.num_items) == (0, count)
+
+
+def test_many_files_are_looked_into_at_once_and_keep_their_order(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [3, 2500, 0, 1, 40]
+    for number, count in enumerate(counts):
+        table = pa.table({"audio": pa.array([b"1"] * count, pa.binary())})
+        write(stores.join(root, "data", f"{number}.parquet"), table, row_group_size=1000)
+    write(stores.join(root, "data", "9.parquet"), pa.table({"number": [1]}))
+    together = threading.Barrier(2)
+    real = pq.ParquetFile
+
+    def opened(source: Any) -> pq.ParquetFile:
+        together.wait(60)  # a file that is opened alone would end this
+        return real(source)
+
+    monkeypatch.setattr(pq, "ParquetFile", opened)
+    skipped: Counter[str] = Counter()
+    entries = listed(stores.join(root, "data"), skipped=skipped)
+    expected = [f"{n}.parquet#{row}" for n, count in enumerate(counts) for row in range(count)]
+    assert [entry.recording_id.rpartition("/")[2] for entry in entries] == expected
+    assert skipped[".parquet files without audio"] == 1
 
 
 def test_planning_reads_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,3 +228,17 @@ def test_a_value_too_long_for_a_folder_is_refused_before_anything_runs(tmp_path:
         plan(str(manifest), tmp_path / "out", partition_by="kind")
     manifest.write_text(manifest.read_text().replace("ü" * 50, "ü" * 41))
     assert len(publish(plan(str(manifest), tmp_path / "out", partition_by="kind"))) == 2
+
+
+def test_a_key_that_no_entry_has_is_refused(tmp_path: Path) -> None:
+    manifest = write_archive(tmp_path / "in", {"a.wav": "x"})
+    with pytest.raises(InputError, match=r"partition_by is 'lang', which no entry .* \(their keys: kind\)"):
+        plan(manifest, tmp_path / "out", partition_by="lang")
+    with pytest.raises(InputError, match=r"\(their keys: none\); name one of a manifest, or leave"):
+        plan(str(tmp_path / "in" / "a.wav"), tmp_path / "out", partition_by="lang")
+    assert plan(manifest, tmp_path / "out", partition_by="kind").num_new == 1
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.wav").write_bytes((tmp_path / "in" / "a.wav").read_bytes())
+    assert plan(str(tmp_path / "more"), tmp_path / "out", partition_by="kind").num_new == 1
+    (tmp_path / "x.tar").write_bytes(b"")
+    assert plan(str(tmp_path / "x.tar"), tmp_path / "damaged", partition_by="lang").num_new == 1

@@ -32,8 +32,8 @@ def run_job(manifest: str, output: str, failing: Collection[str] = FAILING) -> N
     """What a run does to its output, from the first step to the last."""
     stores.check_writable(output)
     stores.remove_unfinished(output)
-    planned = plan(manifest, output, keep_log_probs=8)
-    summaries = publish(planned, failing=failing, keeps_log_probs=True)
+    planned = plan(manifest, output, keep_log_probs=8, also=["classify=m"])
+    summaries = publish(planned, failing=failing, also=("labels",), keeps_log_probs=True)
     remove_leftovers(planned.output, "transcripts", {s["shard_id"]: s for s in summaries})
 
 
@@ -55,7 +55,7 @@ def start(
 def files(output: str) -> dict[str, str]:
     """Every file of an output by its name, as a hash; what is unfinished counts, too."""
     found = {}
-    folders = ["_plan", "_tmp", "transcripts", "rejects", "log_probs"]
+    folders = ["_plan", "_tmp", "transcripts", "rejects", "log_probs", "labels"]
     for folder in folders:
         for name in stores.list_names(stores.join(output, folder)):
             if name != "writable":
@@ -74,7 +74,8 @@ def undisturbed(manifest: str, tmp_path_factory: pytest.TempPathFactory) -> dict
     output = str(tmp_path_factory.mktemp("undisturbed") / "out")
     run_job(manifest, output)
     found = files(output)
-    assert sorted({name.split("/")[0] for name in found}) == ["_plan", "log_probs", "rejects", "transcripts"]
+    folders = {name.split("/")[0] for name in found}
+    assert folders == {"_plan", "labels", "log_probs", "rejects", "transcripts"}
     return found
 
 
@@ -176,7 +177,7 @@ def test_a_writer_that_comes_back_after_its_shard_was_taken_over_changes_nothing
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = str(tmp_path / "out")
-    planned = plan(manifest, output, keep_log_probs=8)
+    planned = plan(manifest, output, keep_log_probs=8, also=["classify=m"])
     real, taken_over = stores.publish, []
 
     def publish_late(path: str, data: bytes, **options: object) -> bool:
@@ -186,7 +187,7 @@ def test_a_writer_that_comes_back_after_its_shard_was_taken_over_changes_nothing
         return real(path, data, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stores, "publish", publish_late)
-    publish(planned, planned.pending[:1], failing=["a1.wav"], keeps_log_probs=True)
+    publish(planned, planned.pending[:1], failing=["a1.wav"], also=("labels",), keeps_log_probs=True)
     monkeypatch.undo()
     after = files(output)
     run_job(manifest, f"{tmp_path}/other", failing=["a0.wav"])

@@ -9,74 +9,102 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.made_outputs import rows_of
-from w2v_ray import JobConfig, demo, run
+from tests.faults import slow_driver
+from tests.made_outputs import rows_of, without_places, write_speech
+from w2v_ray import JobConfig, demo, pipeline, run, stores
 from w2v_ray.cli import main
+from w2v_ray.output import audit
 
 MODEL = str(demo.CHECKPOINT)
 
 
-def start(folder: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "w2v_ray.cli", "transcribe", str(folder), "--output", str(output)]
-    # One thread in all runs: how sums are split between threads shows in the last digits of a confidence.
-    command += ["--model", MODEL, "--shard-seconds", "20", "--encoder-threads", "1"]
+def start(go: Path, model: Path, *places: str) -> subprocess.Popen[bytes]:
+    """A driver with a Ray of its own, which begins when ``go`` is there."""
+    command = [sys.executable, slow_driver.__file__, str(go), str(model), *places]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
-    ray_session: None, tmp_path: Path
-) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    clips = sorted(demo.ARCHIVE.glob("*.flac"))
-    for index in range(60):
-        shutil.copy(clips[index % len(clips)], folder / f"{index:02}.flac")
-    (folder / "broken.wav").write_bytes(b"nothing that decodes")
-    job = JobConfig(
-        inputs=(str(folder),), output=str(output), model=MODEL, shard_seconds=20.0, encoder_threads=1
-    )
-    clean = run(
-        JobConfig(
-            inputs=(str(folder),),
-            output=str(tmp_path / "clean"),
-            model=MODEL,
-            shard_seconds=20.0,
-            encoder_threads=1,
-        )
-    )
-    assert clean.num_rejects == 1
-
-    process = start(folder, output)
+def kill_on_its_way(process: subprocess.Popen[bytes], output: str) -> set[str]:
+    """Kills a driver at some time after its first shard, and says what was published by then."""
     deadline = time.monotonic() + 240
-    while not list((output / "transcripts").glob("*.parquet")):
-        assert process.poll() is None, "the run ended before it could be killed"
+    while not stores.list_names(stores.join(output, "transcripts")):
+        assert process.poll() is None, (
+            f"the run ended before it could be killed: {process.communicate()[1]!r}"
+        )
         assert time.monotonic() < deadline, "no shard was published in four minutes"
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 1.0))
+        time.sleep(0.05)
+    time.sleep(random.uniform(0, 1.5))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    published = {file.name for file in (output / "transcripts").iterdir()}
+    return set(stores.list_names(stores.join(output, "transcripts")))
+
+
+def versions(output: str) -> dict[str, str | None]:
+    """Every published file with its time or etag."""
+    found = {}
+    for folder in ("_plan", "transcripts", "rejects"):
+        for name in stores.list_names(stores.join(output, folder)):
+            file = stores.info(stores.join(output, folder, name))
+            assert file is not None
+            found[file.uri] = file.version
+    return found
+
+
+def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
+    clean: Path, s3: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a store to a folder, and from a folder to a store."""
+    names = [row["recording_id"] for row in rows_of(clean / "out")]
+    inputs = [write_speech(f"{s3}/in", names), str(clean / "in" / "manifest.jsonl")]
+    outputs = [str(tmp_path / "out"), f"{s3}/out"]
+    places = list(zip(inputs, outputs, strict=True))
+    now, later = tmp_path / "now", tmp_path / "later"
+    now.touch()
+    doomed = start(now, tiny_checkpoint, *places[0])
+    other = start(later, tiny_checkpoint, *places[0], *places[1])
+    published = kill_on_its_way(doomed, outputs[0])
     assert published
 
-    other = start(folder, output)  # at once with the run here, on two CPUs, each with a Ray of its own
-    summary = run(job)
-    _, said = other.communicate(timeout=300)
-    assert other.returncode == 0, said.decode()
+    monkeypatch.setattr(pipeline, "Encode", slow_driver.slow(pipeline.Encode))
+    jobs = [
+        JobConfig(
+            inputs=(source,),
+            output=output,
+            model=str(tiny_checkpoint),
+            shard_seconds=slow_driver.SHARD_SECONDS,
+            encoder_threads=1,
+        )
+        for source, output in places
+    ]
+    later.touch()
+    summary = run(jobs[0])  # at once with the other, which does the same
     assert summary.num_shards_before >= len(published)
-    for table in ("transcripts", "rejects"):
-        assert rows_of(output, table) == rows_of(tmp_path / "clean", table)
-    ids = [row["segment_id"] for row in rows_of(output)]
-    assert len(set(ids)) == len(ids) == 60
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "later.0.done").exists():
+        assert other.poll() is None, other.communicate()[1].decode()
+        assert time.monotonic() < deadline, "the other run took four minutes more"
+        time.sleep(0.02)
+    with ThreadPoolExecutor() as pool:  # at once again, and the other is killed on its way
+        killed = pool.submit(kill_on_its_way, other, outputs[1])
+        run(jobs[1])
+        assert killed.result()
 
-    times = {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")}
-    again = run(job)
-    assert (again.num_rows, again.num_shards_before) == (0, again.num_shards)
-    assert {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")} == times
+    for job, output in zip(jobs, outputs, strict=True):
+        assert without_places(rows_of(output)) == without_places(rows_of(clean / "out"))
+        assert rows_of(output, "rejects") == []
+        ids = [row["segment_id"] for row in rows_of(output)]
+        assert len(set(ids)) == len(ids) == len(names)
+        assert audit(output).is_complete
+        before = versions(output)
+        again = run(job)
+        assert (again.num_rows, again.num_shards_before) == (0, again.num_shards)
+        assert versions(output) == before
 
 
 def test_a_job_that_rejected_everything_says_so_whatever_the_limit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -15,34 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.made_outputs import rows_of
-from w2v_ray import CheckpointError, JobConfig, JobError, demo, pipeline, run
+from tests.made_outputs import rows_of, without_places, write_speech
+from w2v_ray import CheckpointError, JobConfig, JobError, pipeline, quarantine, run
 from w2v_ray.stages.decode_audio import DecodeAudio
 from w2v_ray.stages.encode import Encode
 
-CLIPS = sorted(demo.ARCHIVE.glob("*.flac"))
 
-
-def apart_from_shards(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    places = ("shard_id", "item_index")
-    return [{name: value for name, value in row.items() if name not in places} for row in rows]
-
-
-def job_of(folder: Path, output: Path, model: Path, **settings: Any) -> JobConfig:
+def job_of(folder: Path | str, output: Path | str, model: Path, **settings: Any) -> JobConfig:
     return JobConfig(
         inputs=(str(folder),),
         output=str(output),
         model=str(model),
         **{"shard_seconds": 10.0, "encoder_threads": 1, **settings},
     )
-
-
-def archive(folder: Path, *names: str) -> Path:
-    """One clip of speech for each name."""
-    folder.mkdir()
-    for index, name in enumerate(names):
-        shutil.copy(CLIPS[index % len(CLIPS)], folder / f"{name}.flac")
-    return folder
 
 
 def acting(base: type, word: str, act: Callable[[str], None]) -> type:
@@ -60,24 +44,26 @@ def acting(base: type, word: str, act: Callable[[str], None]) -> type:
 
 
 def test_poison_is_rejected_and_takes_no_neighbour_with_it(
-    ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, clean: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = [f"good-{index}" for index in range(12)]
-    folder = archive(tmp_path / "in", *good)
-    run(job_of(folder, tmp_path / "clean", tiny_checkpoint))
-
-    bad = ["crash-1-decode", "crash-2-decode", "hang-decode", "memory-decode", "exception-decode"]
-    bad += ["crash-encode", "exception-encode", "crash-text"]
-    for name in bad:
-        shutil.copy(CLIPS[0], folder / f"{name}.flac")
+    """The archive lies in a store."""
+    shards = [
+        ["crash-encode", "good-00", "exception-encode", "good-01", "good-02"],
+        ["crash-1-decode", "good-03", "crash-2-decode", "good-04", "exception-decode"],
+        ["crash-text", "good-05", "memory-decode", "good-06", "good-07"],
+        ["hang-decode", "good-08"],
+    ]
+    names = [name for shard in shards for name in shard]
+    bad = {name for name in names if not name.startswith("good")}
+    manifest = write_speech(f"{s3}/in", names)
     deaths = tmp_path / "deaths"
     deaths.mkdir()
 
     def misbehave(name: str) -> None:
         """What the word before the dash says."""
-        what, in_worker = Path(name).name.partition("-")[0], "item_process" not in " ".join(sys.orig_argv)
+        what, in_worker = name.partition("-")[0], "item_process" not in " ".join(sys.orig_argv)
         if what in ("crash", "hang") and in_worker:
-            (deaths / f"{Path(name).stem}@{os.getpid()}").touch()
+            (deaths / f"{name}@{os.getpid()}").touch()
         if what == "crash":
             signal.raise_signal(signal.SIGSEGV)  # in this thread, as a fault in native code is
         if what == "hang":
@@ -89,15 +75,17 @@ def test_poison_is_rejected_and_takes_no_neighbour_with_it(
 
     monkeypatch.setattr(pipeline, "DecodeAudio", acting(DecodeAudio, "-decode", misbehave))
     monkeypatch.setattr(pipeline, "TextStage", acting(pipeline.TextStage, "-text", misbehave))
-    monkeypatch.setattr(pipeline, "Encode", batchwise(misbehave))
+    monkeypatch.setattr(pipeline, "Encode", batchwise("-encode", misbehave))
     output = tmp_path / "out"
-    summary = run(job_of(folder, output, tiny_checkpoint, item_deadline_seconds=4.0))
+    summary = run(job_of(manifest, output, tiny_checkpoint, item_deadline_seconds=3.0))
 
     rows, rejects = rows_of(output), rows_of(output, "rejects")
-    assert summary.num_items == len(good) + len(bad)
-    assert apart_from_shards(rows) == apart_from_shards(rows_of(tmp_path / "clean"))
-    found = {Path(row["uri"]).stem: (row["stage"], row["error_class"], row["message"]) for row in rejects}
-    assert found.keys() == set(bad)
+    assert (summary.num_items, summary.num_shards) == (len(names), len(shards))
+    expected = [row for row in rows_of(clean / "out") if row["recording_id"] in names]
+    assert without_places(rows) == without_places(expected)
+    assert len(rows) == len(names) - len(bad)
+    found = {row["recording_id"]: (row["stage"], row["error_class"], row["message"]) for row in rejects}
+    assert found.keys() == bad
     assert len(rejects) == len(bad)
     for name, (stage, error_class, _) in found.items():
         kind, place = name.partition("-")[0], name.rpartition("-")[2]
@@ -115,17 +103,16 @@ def test_poison_is_rejected_and_takes_no_neighbour_with_it(
     assert "IndexError: list index out of range" in found["exception-decode"][2]
 
 
-def batchwise(act: Callable[[str], None]) -> type:
-    """An encoder that acts when it comes to the batch with a recording that ends in -encode."""
+def batchwise(word: str, act: Callable[[str], None]) -> type:
+    """An encoder that acts when it comes to the batch with a recording that has the word in its name."""
 
     class Batchwise(Encode):
         def __init__(self, config: Any, *, before: Any, report: Any) -> None:
             def acting_before(rows: Any) -> None:
                 before(rows)
                 for row in rows:
-                    name = self._names[row]
-                    if Path(name).stem.endswith("-encode"):
-                        act(name)
+                    if word in self._names[row]:
+                        act(self._names[row])
 
             super().__init__(config, before=acting_before, report=report)
 
@@ -150,41 +137,48 @@ def failing(times: int, folder: Path) -> type:
 
 
 def test_a_worker_killed_and_a_model_that_comes_late_change_nothing(
-    ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: str, clean: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = archive(tmp_path / "in", *(f"{index}-encode" for index in range(8)))
-    run(job_of(folder, tmp_path / "clean", tiny_checkpoint))
+    """The output lies in a store."""
     loads, kills = tmp_path / "loads", tmp_path / "kills"
     loads.mkdir()
     kills.mkdir()
 
     def kill_once(name: str) -> None:
-        if "3-encode" in name and not any(kills.iterdir()):
+        if not any(kills.iterdir()):
             (kills / "one").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class Late(failing(1, loads), batchwise(kill_once)):  # type: ignore[misc]
+    class Late(failing(1, loads), batchwise("good-03", kill_once)):  # type: ignore[misc]
         pass
 
     monkeypatch.setattr(pipeline, "Encode", Late)
-    run(job_of(folder, tmp_path / "out", tiny_checkpoint))
-    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "clean")
-    assert len(rows_of(tmp_path / "out")) == 8
-    assert rows_of(tmp_path / "out", "rejects") == []
+    output = f"{s3}/out"
+    run(job_of(clean / "in" / "manifest.jsonl", output, tiny_checkpoint))
+    assert rows_of(output) == rows_of(clean / "out")
+    assert rows_of(output, "rejects") == []
     assert any(kills.iterdir())
     assert len(list(loads.iterdir())) == 3  # failed, loaded, and loaded again by the worker that came after
 
 
 def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
-    ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clean: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = archive(tmp_path / "in", "one", "two")
-    loads = tmp_path / "loads"
+    manifest, loads = clean / "in" / "manifest.jsonl", tmp_path / "loads"
     loads.mkdir()
+
+    class Hurried(pipeline.EncodeShard):
+        """It waits less between its tries; the test before waits as long as is usual."""
+
+        def __init__(self, **options: Any) -> None:
+            quarantine._LOADING_WAITS_S = (0.1, 0.1)  # of the worker's process
+            super().__init__(**options)
+
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "Encode", failing(99, loads))
+        patch.setattr(pipeline, "EncodeShard", Hurried)
         with pytest.raises(CheckpointError, match=r"^model\.safetensors is not there; try again$"):
-            run(job_of(folder, tmp_path / "never", tiny_checkpoint))
+            run(job_of(manifest, tmp_path / "never", tiny_checkpoint))
     assert len(list(loads.iterdir())) == 3
 
     class Stuck(pipeline.TextStage):
@@ -193,4 +187,4 @@ def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
 
     monkeypatch.setattr(pipeline, "TextStage", Stuck)
     with pytest.raises(JobError, match=r"^nothing moved for \d+ s \(.+\); what is published stays"):
-        run(job_of(folder, tmp_path / "stuck", tiny_checkpoint, stall_seconds=12.0))
+        run(job_of(manifest, tmp_path / "stuck", tiny_checkpoint, stall_seconds=6.0))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from w2v_ray.audio.ffmpeg import open_ffmpeg, walk_packets
+from w2v_ray.audio.plain_headers import read_plain_header
 from w2v_ray.audio.reader import SLACK_S, AudioReader, GuardedFile
 from w2v_ray.audio.sndfile import open_sndfile
 from w2v_ray.errors import DecodeError
@@ -45,7 +46,10 @@ def open_audio(file: BinaryIO) -> AudioReader:
         AudioLimitError: The rate is not in 1,000 to 384,000 Hz, or there are more than 32 channels.
         ReadError: The bytes could not be read.
     """
-    source = GuardedFile(file)
+    return _open(GuardedFile(file))
+
+
+def _open(source: GuardedFile) -> AudioReader:
     if source.size == 0:
         raise DecodeError("the file is empty (0 bytes) where audio was expected; fetch or record it again")
     reasons = []
@@ -66,7 +70,17 @@ def probe(file: BinaryIO) -> AudioInfo:
     Raises:
         ItemError: As ``open_audio``.
     """
-    with open_audio(file) as reader:
+    source = GuardedFile(file)
+    plain = read_plain_header(source.read_at, source.size)
+    if plain is not None:
+        return AudioInfo(
+            duration_s=plain.num_frames / plain.sample_rate_hz,
+            duration_is_exact=True,
+            sample_rate_hz=plain.sample_rate_hz,
+            num_channels=plain.num_channels,
+            codec=plain.codec,
+        )
+    with _open(source) as reader:
         frames = reader.num_frames
         return AudioInfo(
             duration_s=None if frames is None else frames / reader.sample_rate_hz,

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TypeVar
 
 from w2v_ray import stores
@@ -25,15 +26,27 @@ from w2v_ray.inputs.tars import index_tar, is_tar
 
 __all__ = ["list_inputs"]
 
-_TAR_THREADS = 8
-_AHEAD = 64  # files looked at while a tar before them is being indexed
+_CONTAINER_THREADS = 8
+_AHEAD = 64  # files looked at while a tar or Parquet file before them is being looked into
+_ROWS_AHEAD = 1024  # of each of these Parquet files
 _LISTS = (".txt", ".lst")
 _TABLES = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz")
 _MANIFESTS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson")
 _NOT_READ = {".arrow", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 
-_Found = stores.FileInfo | Entry | None  # a file, or what is known of a recording; None: planned already
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parquet:
+    """A Parquet file to be looked into."""
+
+    file: stores.FileInfo
+    is_named: bool
+
+
+_Found = stores.FileInfo | _Parquet | Entry | None  # or what is known of a recording; None: planned already
+_Inside = tuple[Iterable[Entry | None], Counter[str]]  # what is in a container, and what of it is not taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +133,7 @@ def _opened(file: stores.FileInfo, listing: _Listing, *, is_named: bool) -> Iter
         raise InputError(f"input {file.uri!r} is not a regular file; name a file or folder")
     elif name.endswith(_LISTS):
         for found in read_list(file.uri):
-            yield from _listed(found, listing)
+            yield _listed(found)
     elif name.endswith(_TABLES):
         yield from read_table(file.uri, path_key=column)
     elif name.endswith(_MANIFESTS):
@@ -133,7 +146,7 @@ def _opened(file: stores.FileInfo, listing: _Listing, *, is_named: bool) -> Iter
             "file, a .txt list, a .csv or .jsonl manifest, a .parquet, a .tar or a .tar.gz"
         )
     else:
-        yield from _listed(file, listing)
+        yield _listed(file)
 
 
 def _in_folder(folder: str, listing: _Listing) -> Iterator[_Found]:
@@ -163,32 +176,36 @@ def _taken(file: stores.FileInfo, listing: _Listing) -> Iterator[_Found]:
     if file.kind == "file" and (kind in AUDIO_EXTENSIONS or is_tar(file.uri)):
         yield file
     elif file.kind == "file" and kind == ".parquet":
-        yield from _parquet(file, listing, is_named=False)
+        yield _Parquet(file, is_named=False)
     elif file.kind == "file":
         skipped[f"{kind} files" if kind else "files without an extension"] += 1
     elif file.kind != "folder":
         skipped["hidden names" if file.kind == "hidden" else "links or devices"] += 1
 
 
-def _listed(file: stores.FileInfo, listing: _Listing) -> Iterator[_Found]:
+def _listed(file: stores.FileInfo) -> _Found:
     """A file that was named, by the user or in a list."""
-    if extension(file.uri) == ".parquet":
-        yield from _parquet(file, listing, is_named=True)
-    else:
-        yield file
+    return _Parquet(file, is_named=True) if extension(file.uri) == ".parquet" else file
 
 
-def _parquet(file: stores.FileInfo, listing: _Listing, *, is_named: bool) -> Iterator[Entry | None]:
-    return read_parquet(
-        file, column=listing.audio_column, skipped=listing.skipped, planned=listing.planned, is_named=is_named
+def _begin_parquet(found: _Parquet, listing: _Listing) -> _Inside:
+    """The rows of a Parquet file, the first of them read already."""
+    skipped: Counter[str] = Counter()
+    rows = read_parquet(
+        found.file,
+        column=listing.audio_column,
+        skipped=skipped,
+        planned=listing.planned,
+        is_named=found.is_named,
     )
+    return chain(list(islice(rows, _ROWS_AHEAD)), rows), skipped
 
 
 def _contents(files: Iterable[_Found], listing: _Listing) -> Iterator[Entry | None]:
-    """The entries of the files in their order, several tars indexed at once; None for what is planned."""
-    queue: deque[Entry | Future[tuple[list[Entry], Counter[str]]]] = deque()
+    """The entries of the files in their order, several looked into at once; None for what is planned."""
+    queue: deque[Entry | Future[_Inside]] = deque()
 
-    def first() -> list[Entry]:
+    def first() -> Iterable[Entry | None]:
         head = queue.popleft()
         if isinstance(head, Entry):
             return [head]
@@ -196,13 +213,15 @@ def _contents(files: Iterable[_Found], listing: _Listing) -> Iterator[Entry | No
         listing.skipped.update(counts)
         return entries
 
-    pool = ThreadPoolExecutor(_TAR_THREADS)
+    pool = ThreadPoolExecutor(_CONTAINER_THREADS)
     try:
         for file in files:
             if file is None:
                 yield None
             elif isinstance(file, Entry):
                 queue.append(file)
+            elif isinstance(file, _Parquet):
+                queue.append(pool.submit(_begin_parquet, file, listing))
             elif not is_tar(file.uri):
                 queue.append(file_entry(file))
             elif any((file.uri, file.version, container) in listing.planned for container in (None, "gzip")):

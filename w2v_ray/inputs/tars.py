@@ -11,11 +11,13 @@ import json
 import math
 import os
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, cast
 
 from w2v_ray import stores
+from w2v_ray.audio.plain_headers import read_plain_header
 from w2v_ray.containers import GzipStream, StreamDamage
 from w2v_ray.errors import InputError, ReadError
 from w2v_ray.inputs.entries import AUDIO_EXTENSIONS, Entry, escape, extension, metadata_json
@@ -30,6 +32,7 @@ _MAX_SIDECAR_BYTES = 1 << 16
 _MAX_EXTENSION_BYTES = 1 << 20
 
 _GZIPPED = (".tar.gz", ".tgz")
+_PLAIN = {".wav", ".flac"}
 _SIDECARS = {".json", ".txt", ".cls"}
 _LINKS = {tarfile.LNKTYPE, tarfile.SYMTYPE}
 _WITHOUT_DATA = _LINKS | {tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
@@ -41,8 +44,10 @@ class _Member(NamedTuple):
     name: str
     offset: int
     size: int
-    data: bytes
+    data: bytes = b""
     """Of a small file that says something about others; else empty."""
+    duration_s: float | None = None
+    """Of audio whose header, which lies where this reads anyway, tells it at a glance."""
 
 
 class _Damage(StreamDamage):
@@ -113,7 +118,7 @@ class _Index:
     def entries(self, tar: stores.FileInfo, container: str | None) -> list[Entry]:
         entries = []
         times: Counter[str] = Counter()
-        for name, offset, size, _ in self._audio:
+        for name, offset, size, _, duration_s in self._audio:
             times[name] += 1
             nth = (
                 f"#{times[name]}" if times[name] > 1 else ""
@@ -127,10 +132,11 @@ class _Index:
                     byte_size=size,
                     container=container,
                     version=tar.version,
-                    metadata=metadata_json(_metadata(sidecars)),
+                    duration_s=duration_s,
+                    metadata=metadata_json(_metadata(sidecars)) if sidecars else None,
                 )
             )
-        keys = {name[: -len(extension(name))] for name, _, _, _ in self._audio}
+        keys = {member.name[: -len(extension(member.name))] for member in self._audio}
         for key, sidecars in self._sidecars.items():
             if key not in keys:
                 self.skipped.update(f"{kind} members of tars" for kind in sidecars)
@@ -169,7 +175,7 @@ def _members(packed: BinaryIO, is_gzipped: bool, skipped: Counter[str]) -> Itera
                 name = path or name
             position = data_at + _padded(header.size)
             continue
-        member = _Member(name or header.name, data_at, header.size if size is None else size, b"")
+        member = _Member(name or header.name, data_at, header.size if size is None else size)
         name = size = None
         position = data_at
         if header.type in _LINKS:
@@ -178,6 +184,8 @@ def _members(packed: BinaryIO, is_gzipped: bool, skipped: Counter[str]) -> Itera
             data_end = data_at + member.size
             if data_end <= end and _is_sidecar(member.name, member.size):
                 member = member._replace(data=file.read(member.size))
+            elif data_end <= end and not is_gzipped and extension(member.name) in _PLAIN:
+                member = member._replace(duration_s=_duration_s(file, data_at, member.size))
             there = file.seek(data_end) if is_gzipped else end  # of a stream the end shows only there
             if there < data_end:
                 raise _Damage(f"is cut off inside its member {member.name!r}, at byte {there}")
@@ -202,10 +210,12 @@ def _header(block: bytes, position: int) -> _Header:
         checksum, size = _number(block[148:156]), _number(block[124:136])
     except ValueError as error:
         raise _Damage(f"has a broken header at byte {position}") from error
-    rest = block[:148] + block[156:]
-    expected = sum(rest) + 8 * ord(" ")  # which stand in its own place
-    # Some old writers took the bytes for signed numbers.
-    if (checksum != expected and checksum != expected - 256 * sum(byte > 127 for byte in rest)) or size < 0:
+    rest = block[:148] + b" " * 8 + block[156:]
+    # Half of Adler-32 is the sum of the bytes and one, below a prime that no 256 bytes can reach.
+    expected = (zlib.adler32(rest[:256]) & 0xFFFF) + (zlib.adler32(rest[256:]) & 0xFFFF) - 2
+    if checksum != expected:  # some old writers took the bytes for signed numbers
+        expected -= 256 * sum(byte > 127 for byte in rest)
+    if checksum != expected or size < 0:
         raise _Damage(f"has a broken header at byte {position}")
     name, type_ = _text(block[:100]), block[156:157]
     if block[257:263] == b"ustar\0" and block[345]:
@@ -248,6 +258,17 @@ def _pax(data: bytes, position: int) -> tuple[str | None, int | None]:
         elif key.startswith(b"GNU.sparse."):
             raise _Damage(f"stores the member at byte {position} as a sparse file, which is not read")
     return path, size
+
+
+def _duration_s(file: BinaryIO, begin: int, size: int) -> float | None:
+    """The length of a member, where its header tells it at a glance."""
+
+    def read_at(offset: int, count: int) -> bytes:
+        file.seek(begin + offset)
+        return file.read(max(0, min(count, size - offset)))
+
+    header = read_plain_header(read_at, size)
+    return None if header is None else header.num_frames / header.sample_rate_hz
 
 
 def _check_end(file: BinaryIO, position: int) -> None:

@@ -2,7 +2,8 @@
 
 An edition is what planning made of one version of a recording. Its items have the edition's name in their
 fingerprints; those of a later edition go by the generation it began with. A retry is the same item again, of
-a later generation.
+a later generation. A container that was damaged has an item of its own, to be rejected; what is planned of
+the container when it is whole has that item's fingerprint in its own, and takes its place.
 """
 
 from __future__ import annotations
@@ -13,14 +14,24 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["current_items", "edition_of", "fingerprint_of_edition", "newest_items"]
+from w2v_ray.plan.known import FINGERPRINT_CHARACTERS
+
+__all__ = ["current_items", "edition_of", "fingerprint_of_edition", "newest_items", "only_newest"]
 
 _NEEDED = ("recording_id", "fingerprint", "generation")
+_MENDED = "!"  # before the fingerprint of the item that stands for the damage
 
 
-def fingerprint_of_edition(entry_fingerprint: str, generation: int) -> str:
-    """The name of the edition of an entry that is planned as this generation."""
-    return entry_fingerprint if generation == 1 else f"{entry_fingerprint}#{generation}"
+def fingerprint_of_edition(entry_fingerprint: str, generation: int, damage: str | None = None) -> str:
+    """The name of the edition of an entry that is planned as this generation.
+
+    Args:
+        entry_fingerprint: Of the entry.
+        generation: From 1.
+        damage: The fingerprint of the item for the damage that its container had; None: it had none.
+    """
+    name = entry_fingerprint if generation == 1 else f"{entry_fingerprint}#{generation}"
+    return name if damage is None else f"{name}{_MENDED}{damage[:FINGERPRINT_CHARACTERS]}"
 
 
 def edition_of(fingerprint: str) -> str:
@@ -30,24 +41,60 @@ def edition_of(fingerprint: str) -> str:
 
 def newest_items(items: pa.Table) -> pa.BooleanArray:
     """Of each planned item whether nothing planned later takes its place."""
-    if not items.num_rows or pc.max(items.column("generation")).as_py() == 1:
-        return pa.repeat(True, items.num_rows)
-    return _chosen(items, None)
+    if _is_first(items):
+        is_newest = pa.repeat(True, items.num_rows)
+    else:
+        is_newest = _chosen(items, None)
+    return _without_mended(items, is_newest, None)
+
+
+def only_newest(items: pa.Table) -> pa.Table:
+    """The planned items whose place nothing planned later takes; a million are not copied for nothing."""
+    is_newest = newest_items(items)
+    return items if pc.all(is_newest, min_count=0).as_py() else items.filter(is_newest)
 
 
 def current_items(items: pa.Table, published: Collection[str]) -> pa.BooleanArray:
     """Of each planned item whether its rows are the ones to read.
 
-    A later edition takes over when all of its items are published, a retry when it is; until then the rows
-    before them stay.
+    A later edition takes over when all of its items are published, a retry when it is, and what a container
+    holds that was damaged when all of that is; until then the rows before them stay.
     """
     if not items.num_rows:
         return pa.repeat(True, 0)
     is_published = pc.is_in(items.column("shard_id"), value_set=pa.array(list(published), pa.string()))
     is_published = pa.concat_arrays(is_published.chunks)
-    if pc.max(items.column("generation")).as_py() == 1:
-        return is_published
-    return _chosen(items, is_published)
+    is_current = is_published
+    if pc.max(items.column("generation")).as_py() > 1:
+        is_current = _chosen(items, is_published)
+    return _without_mended(items, is_current, is_published)
+
+
+def _without_mended(
+    items: pa.Table, is_chosen: pa.BooleanArray, is_published: pa.BooleanArray | None
+) -> pa.BooleanArray:
+    """What is chosen without the damage of containers that are whole now, and published if that counts."""
+    names = items.column("fingerprint")
+    if not items.num_rows:
+        return is_chosen
+    is_after = pa.concat_arrays(pc.match_substring(names, _MENDED).chunks)
+    if not pc.any(is_after).as_py():
+        return is_chosen
+    rows = pc.indices_nonzero(is_after)
+    damages = [name.partition(_MENDED)[2][:FINGERPRINT_CHARACTERS] for name in names.take(rows).to_pylist()]
+    mended = set(damages)
+    if is_published is not None:
+        # What something newer has taken the place of need not be published any more.
+        is_waited_for = pc.and_(newest_items(items), pc.invert(is_published)).take(rows).to_pylist()
+        mended -= {damage for damage, waits in zip(damages, is_waited_for, strict=True) if waits}
+    starts = pc.utf8_slice_codeunits(names, 0, FINGERPRINT_CHARACTERS)
+    is_mended = pc.is_in(starts, value_set=pa.array(sorted(mended), pa.string()))
+    return pc.and_(is_chosen, pc.invert(pa.concat_arrays(is_mended.chunks)))
+
+
+def _is_first(items: pa.Table) -> bool:
+    """Whether nothing has been planned again."""
+    return not items.num_rows or pc.max(items.column("generation")).as_py() == 1
 
 
 def _chosen(items: pa.Table, is_published: pa.BooleanArray | None) -> pa.BooleanArray:

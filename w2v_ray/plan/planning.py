@@ -26,9 +26,9 @@ from w2v_ray.inputs import Entry, list_inputs
 from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
-from w2v_ray.plan.generations import fingerprint_of_edition, newest_items
+from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
-from w2v_ray.plan.shards import long_seconds, make_items, make_shards, shard_bounds
+from w2v_ray.plan.shards import check_partition_key, long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM, LANGUAGE_KEY
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
@@ -128,7 +128,8 @@ def make_plan(
             it from elsewhere.
 
     Raises:
-        InputError: An input does not exist or holds no audio, or two recordings have one id.
+        InputError: An input does not exist or holds no audio, two recordings have one id, or no entry has
+            the key by which files are to be partitioned.
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
             changed since, unless ``on_change`` is ``new``.
     """
@@ -137,7 +138,7 @@ def make_plan(
     fingerprint = records.claim_output(output, job, settings)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
-    known = Known(planned.filter(newest_items(planned)))
+    known = Known(only_newest(planned))
     # What is known from elsewhere may have changed, unlike the tars and tables that are planned.
     containers = _containers(planned) if annotate is None else ()
     entries = list_inputs(inputs, skipped=skipped, planned=containers, audio_column=audio_column)
@@ -153,12 +154,10 @@ def make_plan(
             items = planned.slice(0, 0)
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
+        if (key := partition_key(job)) is not None:
+            check_partition_key(key, new, planned)
         items = make_items(
-            new,
-            shard_seconds,
-            cut_long=cut_long,
-            partition_by=partition_key(job),
-            language_keys=_language_keys(job),
+            new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=_language_keys(job)
         )
         if records.read_job(output)[0] != fingerprint:
             raise OutputError(
@@ -208,7 +207,7 @@ def plan_entries(
     items = make_shards(again, shard_seconds, partition_key(job), _language_keys(job))
     if not changed:
         return items
-    newest = planned.filter(newest_items(planned))
+    newest = only_newest(planned)
     is_changed = pc.is_in(newest.column("recording_id"), value_set=pa.array(list(changed), pa.string()))
     ranges: dict[str, list[dict[str, Any]]] = {}
     for row in newest.filter(is_changed).to_pylist():
@@ -264,7 +263,7 @@ def plan_of(
 ) -> Plan:
     """All that is planned, beside what of it is published; what is pending goes by language."""
     published = list_parts(output, records.table_of(job)).files
-    wanted = set(pc.unique(items.filter(newest_items(items)).column("shard_id")).to_pylist())
+    wanted = set(pc.unique(only_newest(items).column("shard_id")).to_pylist())
     bounds = {
         shard_id: (begin, size)
         for shard_id, begin, size in shard_bounds(items)
@@ -327,11 +326,11 @@ def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
 
     What a store gives no version of may have changed, and is looked into each time.
     """
-    planned = planned.filter(pc.and_(newest_items(planned), pc.is_valid(planned.column("version"))))
+    planned = only_newest(planned)
     is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
-    is_damage = pc.fill_null(pc.match_substring(planned.column("metadata"), DAMAGE_KEY), False)
     names = ["uri", "version", "container"]
-    files = planned.filter(pc.or_(is_inside, is_damage)).group_by(names).aggregate([])
+    is_looked_into = pc.and_(pc.or_(is_inside, _is_damage(planned)), pc.is_valid(planned.column("version")))
+    files = planned.select(names).filter(is_looked_into).group_by(names).aggregate([])
     versions = files.group_by("uri").aggregate([("version", "count_distinct", pc.CountOptions(mode="all"))])
     is_mixed = pc.greater(versions.column("version_count_distinct"), 1)
     mixed = versions.column("uri").filter(is_mixed).combine_chunks()
@@ -366,7 +365,7 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     """The entries that no plan holds as they are, with the generation that each is to be."""
     if not planned.num_rows or not listed.num_rows:
         return _with_generation(listed, [1] * listed.num_rows)
-    newest = planned.filter(newest_items(planned))
+    newest = only_newest(planned)
     known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, FINGERPRINT_CHARACTERS)
     new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
     ids = planned.column("recording_id").combine_chunks()
@@ -375,8 +374,9 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
     new = new.filter(pc.invert(pc.and_(is_gone, pc.is_in(new.column("recording_id"), value_set=ids))))
     is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
     changed = new.filter(is_changed)
+    damages = _mended(new, newest)
     if not changed.num_rows:
-        return _with_generation(new, [1] * new.num_rows)
+        return _with_generation(new, [1] * new.num_rows, damages)
     if on_change == "refuse":
         row = changed.slice(0, 1).to_pylist()[0]
         before = newest.filter(pc.equal(newest.column("recording_id"), row["recording_id"]))
@@ -387,7 +387,30 @@ def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str)
             "--on-change new, or name a new --output"
         )
     last = _last_generations(planned, changed.column("recording_id"))
-    return _with_generation(new, [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()])
+    generations = [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()]
+    return _with_generation(new, generations, damages)
+
+
+def _mended(new: pa.Table, newest: pa.Table) -> list[str | None]:
+    """Of each new entry the item for the damage that its file had when it was planned, if it has none now."""
+    stands_for_all = pc.equal(newest.column("recording_id"), newest.column("uri"))
+    before = newest.filter(pc.and_(_is_damage(newest), stands_for_all))
+    if not before.num_rows:
+        return [None] * new.num_rows
+    uris, versions, fingerprints = (before.column(n).to_pylist() for n in ("uri", "version", "fingerprint"))
+    damages = dict(zip(uris, zip(versions, fingerprints, strict=True), strict=True))
+    for uri in new.filter(_is_damage(new)).column("uri").to_pylist():
+        damages.pop(uri, None)  # damaged again: that item takes the place of the one before
+    found = []
+    for uri, version in zip(new.column("uri").to_pylist(), new.column("version").to_pylist(), strict=True):
+        old_version, fingerprint = damages.get(uri, (version, None))
+        found.append(None if version == old_version else fingerprint)
+    return found
+
+
+def _is_damage(items: pa.Table) -> pa.ChunkedArray:
+    """Of each item whether it stands for what of its file could not be planned."""
+    return pc.fill_null(pc.match_substring(items.column("metadata"), DAMAGE_KEY), False)
 
 
 def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
@@ -399,11 +422,15 @@ def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict
     )
 
 
-def _with_generation(entries: pa.Table, generations: list[int]) -> pa.Table:
+def _with_generation(
+    entries: pa.Table, generations: list[int], damages: Sequence[str | None] = ()
+) -> pa.Table:
     """The entries with their generations, and with the fingerprints of their editions."""
-    if max(generations, default=1) > 1:
-        pairs = zip(entries.column("fingerprint").to_pylist(), generations, strict=True)
-        names = pa.array([fingerprint_of_edition(*pair) for pair in pairs], pa.string())
+    if max(generations, default=1) > 1 or any(damages):
+        fingerprints = entries.column("fingerprint").to_pylist()
+        damages = damages or [None] * len(generations)
+        triples = zip(fingerprints, generations, damages, strict=True)
+        names = pa.array([fingerprint_of_edition(*triple) for triple in triples], pa.string())
         entries = entries.set_column(entries.column_names.index("fingerprint"), "fingerprint", names)
     return entries.append_column("generation", pa.array(generations, pa.int32()))
 

@@ -15,9 +15,18 @@ import pyarrow.compute as pc
 
 from w2v_ray.errors import InputError
 from w2v_ray.parts import partition_folder
-from w2v_ray.schema import ITEM
+from w2v_ray.plan.known import text_slices
+from w2v_ray.schema import DAMAGE_KEY, ITEM
 
-__all__ = ["group", "long_seconds", "make_items", "make_shards", "shard_bounds", "time_ranges"]
+__all__ = [
+    "check_partition_key",
+    "group",
+    "long_seconds",
+    "make_items",
+    "make_shards",
+    "shard_bounds",
+    "time_ranges",
+]
 
 _LONG = 1.5  # ranges: a recording up to this length is not cut
 _MIN_LAST = 1 / 3  # of a range: a shorter rest stays with the range before it
@@ -74,6 +83,32 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
     return [*ends, len(planned_s)] if planned_s else []
 
 
+def check_partition_key(key: str, *tables: pa.Table) -> None:
+    """Sees that some entry or planned item says something under the key by which files are partitioned.
+
+    Raises:
+        InputError: None does, so that all would be in one partition without a value.
+    """
+    names: set[str] = set()
+    is_damage_all = True
+    for table in tables:
+        for texts in text_slices(table.column("metadata")):
+            for text in texts:
+                said = json.loads(text or "{}")
+                if key in said:
+                    return
+                if DAMAGE_KEY not in said:
+                    is_damage_all = False
+                    names.update(said)
+    if is_damage_all:  # which says nothing of what there is
+        return
+    known = ", ".join(sorted(names)[:10]) or "none"
+    raise InputError(
+        f"partition_by is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
+        "of a manifest, or leave partition_by out"
+    )
+
+
 def make_items(
     entries: pa.Table,
     shard_seconds: float,
@@ -115,12 +150,9 @@ def make_shards(
     in_place = pc.if_else(is_whole, pc.min_element_wise(num_bytes, _MAX_WHOLE_BYTES), 0)
     # Of rows of tables only the length is estimated.
     estimate = pc.cast(pc.multiply(items.column("planned_s"), _BYTES_PER_S), pa.int64(), safe=False)
-    inside = pc.coalesce(items.column("byte_size"), estimate)
-    weights = pc.if_else(is_inside, inside, in_place).to_pylist()
+    weights = pc.if_else(is_inside, pc.coalesce(items.column("byte_size"), estimate), in_place).to_pylist()
     seconds = items.column("planned_s").to_pylist()
-    names = list(
-        map("{}~{}".format, items.column("fingerprint").to_pylist(), items.column("generation").to_pylist())
-    )
+    editions = [items.column(name).combine_chunks() for name in ("fingerprint", "generation")]
     shard_ids: list[str] = []
     indices: list[int] = []
     first = 0
@@ -128,7 +160,9 @@ def make_shards(
         begin, last = first, first + size
         for end in group(seconds[first:last], weights[first:last], shard_seconds):
             end += first
-            shard_id = hashlib.sha256("\n".join(names[begin:end]).encode()).hexdigest()[:20]
+            inside = (column.slice(begin, end - begin).to_pylist() for column in editions)
+            names = "\n".join(map("{}~{}".format, *inside))
+            shard_id = hashlib.sha256(names.encode()).hexdigest()[:20]
             shard_ids += [shard_id] * (end - begin)
             indices += range(end - begin)
             begin = end
@@ -171,6 +205,15 @@ def shard_bounds(items: pa.Table) -> Iterator[tuple[str, int, int]]:
 
 def _cut(entries: pa.Table, shard_seconds: float) -> pa.Table:
     """Adds planned_s, start_is_cut and end_is_cut; a long entry becomes several rows."""
+    longest_s = pc.max(entries.column("duration_s")).as_py()
+    if shard_seconds == math.inf or longest_s is None or longest_s <= long_seconds(shard_seconds):
+        is_cut = pa.repeat(False, entries.num_rows)
+        return (
+            entries.append_column("planned_s", entries.column("duration_s"))
+            .drop_columns(["duration_s"])
+            .append_column("start_is_cut", is_cut)
+            .append_column("end_is_cut", is_cut)
+        )
     names = ("start_s", "end_s", "duration_s", "fingerprint")
     rows: list[int] = []
     starts: list[float | None] = []

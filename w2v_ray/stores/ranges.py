@@ -17,7 +17,7 @@ from w2v_ray.stores.listing import info
 from w2v_ray.stores.places import is_local, refusal, split
 from w2v_ray.stores.requests import explain
 
-__all__ = ["open_range", "read_bytes", "read_range"]
+__all__ = ["local_head", "open_range", "read_bytes", "read_range"]
 
 _PIECE_BYTES = 16 << 20  # what is larger comes in several requests at once
 _PIECE_THREADS = 8
@@ -118,6 +118,29 @@ def read_bytes(uri: str) -> bytes:
         with open(path, "rb") as file:
             return file.read()
     return fetch(protocol, path, None, None, check=lambda answer: None)
+
+
+def local_head(uri: str, byte_offset: int | None, num_bytes: int) -> tuple[bytes, int] | None:
+    """The first bytes of a local file, or from an offset on, and how many it has from there.
+
+    Returns:
+        None where ``uri`` is in a store, or is no file that can be read.
+    """
+    # What begins with a slash is a path already; planning asks this a million times.
+    if not uri.startswith("/") and not is_local(uri):
+        return None
+    try:
+        path = uri if uri.startswith("/") else split(uri)[1]
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not block
+        try:
+            status, start = os.fstat(descriptor), byte_offset or 0
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            return os.pread(descriptor, num_bytes, start), max(0, status.st_size - start)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return None
 
 
 def _split(uri: str) -> tuple[str, str]:

@@ -1,0 +1,48 @@
+"""A driver that takes its time: a command of its own to be killed, with a Ray of its own.
+
+``python slow_driver.py GO MODEL INPUT OUTPUT [INPUT OUTPUT ...]`` starts Ray, waits for the file GO, and
+transcribes each INPUT to its OUTPUT, the one after the other, with a file GO.N.done after each.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from w2v_ray import pipeline
+from w2v_ray.cli import main
+
+SHARD_SECONDS = 10.0
+
+
+def slow(base: type) -> type:
+    """An encoder that needs at least 0.4 s for a shard, so that a short run can be met on its way."""
+
+    class Slow(base):  # type: ignore[misc]
+        def __call__(self, table: pa.Table) -> pa.Table:
+            time.sleep(0.4)
+            return super().__call__(table)
+
+    return Slow
+
+
+def drive(go: str, model: str, *places: str) -> int:
+    pipeline.Encode = slow(pipeline.Encode)  # type: ignore[misc]
+    # One thread in all runs: how sums are split between threads shows in the last digits of a confidence.
+    settings: list[Any] = ["--model", model, "--shard-seconds", str(SHARD_SECONDS), "--encoder-threads", "1"]
+    with pipeline.running_ray():
+        while not Path(go).exists():
+            time.sleep(0.02)
+        for number, (source, output) in enumerate(zip(places[::2], places[1::2], strict=True)):
+            if code := main(["transcribe", source, "--output", output, *settings]):
+                return code
+            Path(f"{go}.{number}.done").touch()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(drive(*sys.argv[1:]))
