@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.made_languages import LETTERS, make_checkpoint
 from tests.made_outputs import publish, silence
-from w2v_ray.errors import CheckpointError, ConfigError, OutputError
+from w2v_ray.errors import CheckpointError, ConfigError, InputError, OutputError
 from w2v_ray.languages import check_adapters, check_languages, known_languages
 from w2v_ray.output import SpokenLanguages, spoken_languages_fingerprint
 from w2v_ray.plan import Plan, make_plan
@@ -276,3 +276,13 @@ def test_only_an_output_with_labels_tells_languages(tmp_path: Path) -> None:
 def test_neither_torch_nor_ray_is_loaded() -> None:
     code = "import sys, w2v_ray.languages; assert not {'torch', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_key_that_nothing_has_is_refused(tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", ["fra"])
+    message = (
+        r"^language_key is 'tongue', which no entry .* \(their keys: .*lang.*\).* leave language_key out"
+    )
+    with pytest.raises(InputError, match=message):
+        plan(inputs, tmp_path / "out", language_key="tongue")
+    assert plan(inputs, tmp_path / "out", language_key="tongue", language="fra").num_new == 1

@@ -28,8 +28,9 @@ from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
-from w2v_ray.plan.shards import check_partition_key, long_seconds, make_items, make_shards, shard_bounds
-from w2v_ray.schema import DAMAGE_KEY, ITEM, LANGUAGE_KEY
+from w2v_ray.plan.languages import by_language, language_keys
+from w2v_ray.plan.shards import check_key, long_seconds, make_items, make_shards, shard_bounds
+from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
@@ -129,7 +130,7 @@ def make_plan(
 
     Raises:
         InputError: An input does not exist or holds no audio, two recordings have one id, or no entry has
-            the key by which files are to be partitioned.
+            the key by which files are to be partitioned, or that is to tell the language.
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
             changed since, unless ``on_change`` is ``new``.
     """
@@ -155,9 +156,13 @@ def make_plan(
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
         if (key := partition_key(job)) is not None:
-            check_partition_key(key, new, planned)
+            check_key("partition_by", key, new, planned)
+        if (told := job.get("language_key")) is not None and not (
+            job.get("language") or job.get("languages_from")
+        ):
+            check_key("language_key", str(told), new, planned)
         items = make_items(
-            new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=_language_keys(job)
+            new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=language_keys(job)
         )
         if records.read_job(output)[0] != fingerprint:
             raise OutputError(
@@ -204,7 +209,7 @@ def plan_entries(
     generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
     place = again.column_names.index("generation")
     again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
-    items = make_shards(again, shard_seconds, partition_key(job), _language_keys(job))
+    items = make_shards(again, shard_seconds, partition_key(job), language_keys(job))
     if not changed:
         return items
     newest = only_newest(planned)
@@ -228,7 +233,7 @@ def plan_entries(
         shard_seconds,
         cut_long=cut_long,
         partition_by=partition_key(job),
-        language_keys=_language_keys(job),
+        language_keys=language_keys(job),
     )
     return pa.concat_tables([items, made])
 
@@ -236,13 +241,7 @@ def plan_entries(
 def read_keys(job: Mapping[str, records.Json]) -> list[str]:
     """The keys of the metadata that a job with these settings reads: they are inputs like the audio."""
     keys = [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
-    return keys + _language_keys(job)
-
-
-def _language_keys(job: Mapping[str, records.Json]) -> list[str]:
-    """The keys of the metadata that may hold the language of an item, the first that does counting."""
-    key = job.get("language_key")
-    return ([] if key is None else [str(key)]) + ([LANGUAGE_KEY] if job.get("languages_from") else [])
+    return keys + language_keys(job)
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -272,10 +271,8 @@ def plan_of(
     planned_s = items.column("planned_s")
     seconds = {shard_id: pc.sum(planned_s.slice(*place)).as_py() for shard_id, place in bounds.items()}
     pending = [shard_id for shard_id in bounds if shard_id not in published]
-    if keys := _language_keys(job):
-        firsts = items.column("metadata").take(pa.array([bounds[s][0] for s in pending], pa.int64()))
-        languages = dict(zip(pending, (_language(text, keys) for text in firsts.to_pylist()), strict=True))
-        pending.sort(key=languages.__getitem__)  # stable: plan after plan within a language
+    if keys := language_keys(job):
+        pending = by_language(pending, [bounds[shard_id][0] for shard_id in pending], items, keys)
     return Plan(
         output=output,
         job_fingerprint=records.read_job(output)[0],
@@ -288,12 +285,6 @@ def plan_of(
         num_duplicates=num_duplicates,
         skipped=dict(skipped or {}),
     )
-
-
-def _language(metadata: str | None, keys: Sequence[str]) -> str:
-    """What to sort the shards of a language by."""
-    values = json.loads(metadata) if metadata else {}
-    return next((str(values[key]) for key in keys if values.get(key) is not None), "")
 
 
 def _listed(entries: Iterator[Entry], known: Known, keys: Sequence[str]) -> pa.Table:

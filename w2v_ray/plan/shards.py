@@ -19,7 +19,7 @@ from w2v_ray.plan.known import text_slices
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = [
-    "check_partition_key",
+    "check_key",
     "group",
     "long_seconds",
     "make_items",
@@ -83,11 +83,11 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
     return [*ends, len(planned_s)] if planned_s else []
 
 
-def check_partition_key(key: str, *tables: pa.Table) -> None:
-    """Sees that some entry or planned item says something under the key by which files are partitioned.
+def check_key(setting: str, key: str, *tables: pa.Table) -> None:
+    """Sees that some entry or planned item says something under a key that a setting names.
 
     Raises:
-        InputError: None does, so that all would be in one partition without a value.
+        InputError: None does, so that the setting would be of no use.
     """
     names: set[str] = set()
     is_damage_all = True
@@ -104,8 +104,8 @@ def check_partition_key(key: str, *tables: pa.Table) -> None:
         return
     known = ", ".join(sorted(names)[:10]) or "none"
     raise InputError(
-        f"partition_by is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
-        "of a manifest, or leave partition_by out"
+        f"{setting} is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
+        f"of a manifest, or leave {setting} out"
     )
 
 
