@@ -47,7 +47,7 @@ stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
-languages  -> errors hub text
+languages  -> errors hub plan stores text
 job        -> align_config audio config decoder_config decoding errors frame_rate head_config heads
 job        -> hub languages output plan processors schema stores text
 pools      -> config errors

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.made_languages import LETTERS, make_checkpoint
 from tests.made_outputs import publish, silence
 from w2v_ray.errors import CheckpointError, ConfigError, InputError, OutputError
-from w2v_ray.languages import check_adapters, check_languages, known_languages
+from w2v_ray.languages import check_adapters, check_languages, claim_adapters, known_languages
 from w2v_ray.output import SpokenLanguages, spoken_languages_fingerprint
 from w2v_ray.plan import Plan, make_plan
 from w2v_ray.plan.records import read_job
@@ -204,6 +204,29 @@ def test_the_languages_of_a_job_are_all_that_there_are(checkpoint: Path) -> None
     with pytest.raises(CheckpointError, match=r"^the adapter of language 'fra' has 14 rows"):
         checked(checkpoint)
     assert checked(checkpoint, "eng", is_one=True).keys() == {"adapter"}  # which is no concern of this job
+
+
+def test_rows_of_one_language_are_all_made_with_one_adapter(checkpoint: Path, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", ["fra", "fra", "fra", "nld", "spa"])
+    output, model = tmp_path / "out", str(checkpoint)
+    job = {"language_key": "lang", "shard_seconds": 50.0}
+    planned = plan(inputs, output)
+    claim_adapters(planned, job, model=model)
+    noted = sorted(path.name for path in (output / "_plan").glob("adapter-*"))
+    assert noted == ["adapter-fra.txt", "adapter-nld.txt"]
+    changed = checkpoint / "adapter.fra.safetensors"
+    before = changed.read_bytes()
+    weights = load_file(changed)
+    save_file(weights | {"lm_head.bias": weights["lm_head.bias"] + 1}, changed)
+    claim_adapters(plan(inputs, output), job, model=model)  # no row of it is there yet
+    publish(plan(inputs, output), planned.pending[:1])
+    claim_adapters(plan(inputs, output), job, model=model)
+    changed.write_bytes(before)
+    with pytest.raises(OutputError, match=r"has rows of language 'fra' by another adapter \(sha256:\w+\)"):
+        claim_adapters(plan(inputs, output), job, model=model)
+    publish(plan(inputs, output))
+    claim_adapters(plan(inputs, output), job, model=model)  # nothing is to be done with it
+    claim_adapters(planned, {"language": "fra"}, model=model)  # which is in the job's own fingerprint
 
 
 # ---- what a job that identifies languages has found

@@ -23,7 +23,7 @@ from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
-from w2v_ray.languages import check_languages
+from w2v_ray.languages import check_languages, claim_adapters
 from w2v_ray.output import (
     SpokenLanguages,
     make_retry_plan,
@@ -118,6 +118,7 @@ def prepare(job: JobConfig) -> Plan:
         settings=_settings(job),
         annotate=annotate,
     )
+    claim_adapters(plan, fields, model=job.model)
     if job.keep_log_probs is not None:
         assert vocabulary is not None, "only transcribe keeps them"
         frame_s = vocabulary.seconds_per_frame
@@ -151,7 +152,7 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         stages: Stages that failed; empty: all.
     """
     fields, _ = _checked(job)
-    return make_retry_plan(
+    plan = make_retry_plan(
         job.output,
         job=fields,
         reasons=reasons,
@@ -159,6 +160,8 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         shard_seconds=job.shard_seconds,
         cut_long=_cuts_long(job),
     )
+    claim_adapters(plan, fields, model=job.model)
+    return plan
 
 
 def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:

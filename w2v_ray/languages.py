@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from safetensors import SafetensorError, safe_open
 
-from w2v_ray.errors import CheckpointError, ConfigError
+from w2v_ray import stores
+from w2v_ray.errors import CheckpointError, ConfigError, OutputError
 from w2v_ray.hub import adapter_file, adapter_languages, checkpoint_file, read_json_file
+from w2v_ray.plan import Plan, language_keys, shard_languages
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["check_adapters", "check_languages", "known_languages"]
+__all__ = ["check_adapters", "check_languages", "claim_adapters", "known_languages"]
 
 
 def known_languages(
@@ -109,6 +112,47 @@ def check_adapters(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: Seque
             check_head(tokenizers(language), rows, str(path), language)
 
 
+def claim_adapters(plan: Plan, job: Mapping[str, Any], *, model: str) -> None:
+    """Notes in an output which adapters its rows are made with, or sees that earlier rows have the same ones.
+
+    Adapters of a hub id are those of its revision.
+
+    Args:
+        plan: Of the output.
+        job: The settings that decide what its rows are.
+        model: The checkpoint: a folder or hub id.
+
+    Raises:
+        OutputError: An adapter has changed since rows were made with it, or the store refuses.
+    """
+    keys = language_keys(job)
+    if not keys or not Path(model).expanduser().is_dir():
+        return
+    waiting = set(plan.pending)
+    pending: set[str] = set()
+    done: set[str] = set()
+    for shard_id, language in shard_languages(plan.items, keys).items():
+        (pending if shard_id in waiting else done).add(language or str(job.get("language")))
+    for language in sorted(pending):
+        path = adapter_file(model, language)
+        if path is None:
+            continue
+        digest = _digest(path)
+        record = stores.join(plan.output, "_plan", f"adapter-{quote(language, safe='')}.txt")
+        if language not in done or not stores.exists(record):
+            stores.publish(record, digest.encode(), root=plan.output)
+        elif (found := stores.read_bytes(record).decode()) != digest:
+            raise OutputError(
+                f"output {plan.output!r} has rows of language {language!r} by another adapter ({found}) than "
+                f"{path} ({digest}); restore that file, or name a new output"
+            )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"
+
+
 def _check_language(
     language: str, known: tuple[str, ...] | None, *, model: str, revision: str | None = None
 ) -> dict[str, Any]:
@@ -129,7 +173,4 @@ def _check_language(
         some = "one that the checkpoint has an adapter for" if known is None else ", ".join(known[:12])
         more = f" and {len(known) - 12} more" if known is not None and len(known) > 12 else ""
         raise ConfigError(f"language is {language!r}, expected {some}{more}; choose one of these")
-    if path is None:
-        return {}
-    with path.open("rb") as file:
-        return {"adapter": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}"}
+    return {} if path is None else {"adapter": _digest(path)}

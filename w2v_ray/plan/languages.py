@@ -1,4 +1,4 @@
-"""Which language an item of a plan is of, and in which order of languages shards are done."""
+"""Which language an item of a plan is of, and so each of its shards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from w2v_ray.plan.records import Json
+from w2v_ray.plan.shards import shard_bounds
 from w2v_ray.schema import LANGUAGE_KEY
 
-__all__ = ["by_language", "language_keys"]
+__all__ = ["language_keys", "shard_languages"]
 
 
 def language_keys(job: Mapping[str, Json]) -> list[str]:
@@ -19,22 +20,17 @@ def language_keys(job: Mapping[str, Json]) -> list[str]:
     return ([] if key is None else [str(key)]) + ([LANGUAGE_KEY] if job.get("languages_from") else [])
 
 
-def by_language(
-    shard_ids: Sequence[str], firsts: Sequence[int], items: pa.Table, keys: Sequence[str]
-) -> list[str]:
-    """Shards by language, and in the order that they are in within one.
+def shard_languages(items: pa.Table, keys: Sequence[str]) -> dict[str, str | None]:
+    """The language of each shard, or None where its items are told none.
 
     Args:
-        shard_ids: The shards, each of one language.
-        firsts: The row of the first item of each.
-        items: The plan.
+        items: Of a plan.
         keys: As of `language_keys`.
     """
-    texts = items.column("metadata").take(pa.array(firsts, pa.int64())).to_pylist()
-    languages = dict(zip(shard_ids, (_language(text, keys) for text in texts), strict=True))
-    return sorted(shard_ids, key=languages.__getitem__)
-
-
-def _language(metadata: str | None, keys: Sequence[str]) -> str:
-    values = json.loads(metadata) if metadata else {}
-    return next((str(values[key]) for key in keys if values.get(key) is not None), "")
+    bounds = list(shard_bounds(items))
+    firsts = items.column("metadata").take(pa.array([begin for _, begin, _ in bounds], pa.int64()))
+    found: dict[str, str | None] = {}
+    for (shard_id, _, _), text in zip(bounds, firsts.to_pylist(), strict=True):
+        values = json.loads(text) if text else {}
+        found[shard_id] = next((str(values[key]) for key in keys if values.get(key) is not None), None)
+    return found

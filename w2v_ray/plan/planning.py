@@ -28,7 +28,7 @@ from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
-from w2v_ray.plan.languages import by_language, language_keys
+from w2v_ray.plan.languages import language_keys, shard_languages
 from w2v_ray.plan.shards import check_key, long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
@@ -272,7 +272,8 @@ def plan_of(
     seconds = {shard_id: pc.sum(planned_s.slice(*place)).as_py() for shard_id, place in bounds.items()}
     pending = [shard_id for shard_id in bounds if shard_id not in published]
     if keys := language_keys(job):
-        pending = by_language(pending, [bounds[shard_id][0] for shard_id in pending], items, keys)
+        languages = shard_languages(items, keys)
+        pending.sort(key=lambda shard_id: languages[shard_id] or "")  # stable: as planned within one
     return Plan(
         output=output,
         job_fingerprint=records.read_job(output)[0],
