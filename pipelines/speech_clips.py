@@ -151,6 +151,35 @@ def _with_margins(clip: Clip, before: int, after: int, rng: np.random.Generator)
     return np.concatenate([noise[: before - own_before], own, noise[before - own_before :]])
 
 
+def augmented(
+    samples: np.ndarray, noises: list[np.ndarray], rng: np.random.Generator, *, lowest_snr_db: float = 3.0
+) -> np.ndarray:
+    """The same speech in another place: often with noise, often through another microphone or line."""
+    level = np.sqrt(np.square(samples).mean()) + 1e-6
+    if rng.random() < 0.6:
+        noise = np.resize(noises[rng.integers(len(noises))], len(samples))
+        if rng.random() < 0.5:
+            noise = rng.standard_normal(len(samples)).astype(np.float32)
+        snr_db = rng.uniform(lowest_snr_db, 35)
+        noise_level = np.sqrt(np.square(noise).mean()) + 1e-6
+        samples = samples + noise * (level / noise_level * 10 ** (-snr_db / 20))
+    if rng.random() < 0.7:
+        samples = _filtered(samples, rng)
+    return samples.astype(np.float32)
+
+
+def _filtered(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As another microphone and line would have it: a smooth random curve, often a telephone's band."""
+    spectrum = np.fft.rfft(samples)
+    frequencies = np.linspace(0, RATE_HZ / 2, len(spectrum))
+    knots = np.array([0, 150, 300, 600, 1000, 1700, 2600, 3600, 5000, 8000])
+    gains_db = rng.normal(0, 5, size=len(knots)) + np.linspace(0, rng.normal(0, 6), len(knots))
+    spectrum *= 10 ** (np.interp(frequencies, knots, gains_db) / 20)
+    if rng.random() < 0.5:
+        spectrum[frequencies > rng.uniform(3300, 4000)] = 0
+    return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+
+
 def evaluation_utterances(clips: list[Clip], split: str, source: str, *, seed: int = 7) -> list[Utterance]:
     """Connected utterances of 2 to 12 words of one speaker each; every clip of the split is used once.
 

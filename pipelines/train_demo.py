@@ -19,6 +19,7 @@ import math
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from speech_clips import (
     Clip,
     Utterance,
     at_speeds,
+    augmented,
     evaluation_utterances,
     join,
     load_clips,
@@ -114,7 +116,8 @@ class ClipSource:
         """Utterances of about BATCH_SECONDS in all, of like length so that little is padding."""
         num_words = int(self.rng.integers(fewest_words, most_words + 1))
         num_utterances = max(1, round(BATCH_SECONDS / (0.75 * num_words)))
-        return [self.augment(join(self._draw(num_words), self.rng)) for _ in range(num_utterances)]
+        utterances = (join(self._draw(num_words), self.rng) for _ in range(num_utterances))
+        return [replace(u, samples=augmented(u.samples, self.noises, self.rng)) for u in utterances]
 
     def _draw(self, num_words: int) -> list[Clip]:
         rng = self.rng
@@ -126,32 +129,6 @@ class ClipSource:
             pools = [self.of_word[k][rng.integers(len(self.of_word[k]))] for k in kinds]
             chosen = [pool[rng.integers(len(pool))] for pool in pools]
         return [self.variants[i][rng.integers(len(SPEEDS))] for i in chosen]
-
-    def augment(self, utterance: Utterance) -> Utterance:
-        rng, samples = self.rng, utterance.samples
-        level = np.sqrt(np.square(samples).mean()) + 1e-6
-        if rng.random() < 0.6:
-            noise = np.resize(self.noises[rng.integers(len(self.noises))], len(samples))
-            if rng.random() < 0.5:
-                noise = rng.standard_normal(len(samples)).astype(np.float32)
-            snr_db = rng.uniform(3, 35)
-            noise_level = np.sqrt(np.square(noise).mean()) + 1e-6
-            samples = samples + noise * (level / noise_level * 10 ** (-snr_db / 20))
-        if rng.random() < 0.7:
-            samples = self._filtered(samples)
-        return Utterance(utterance.speaker, samples.astype(np.float32), utterance.words, utterance.spans)
-
-    def _filtered(self, samples: np.ndarray) -> np.ndarray:
-        """As another microphone and line would have it: a smooth random curve, often a telephone's band."""
-        rng = self.rng
-        spectrum = np.fft.rfft(samples)
-        frequencies = np.linspace(0, RATE_HZ / 2, len(spectrum))
-        knots = np.array([0, 150, 300, 600, 1000, 1700, 2600, 3600, 5000, 8000])
-        gains_db = rng.normal(0, 5, size=len(knots)) + np.linspace(0, rng.normal(0, 6), len(knots))
-        spectrum *= 10 ** (np.interp(frequencies, knots, gains_db) / 20)
-        if rng.random() < 0.5:
-            spectrum[frequencies > rng.uniform(3300, 4000)] = 0
-        return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
 
 
 def collate(utterances: list[Utterance], words: list[str], hop: int) -> dict[str, torch.Tensor]:

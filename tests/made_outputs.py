@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from w2v_ray import demo, stores
+from w2v_ray.parts import parquet_table
 from w2v_ray.plan import Plan, make_plan
 from w2v_ray.schema import ERROR, ITEM, KEPT, LABEL, TRANSCRIPT
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
@@ -46,11 +46,13 @@ def write_archive(folder: Path, contents: Mapping[str, str], *, seconds: float =
     return str(manifest)
 
 
-def write_speech(folder: Path | str, names: Iterable[str], *, seconds: float = 2.0) -> str:
+def write_speech(
+    folder: Path | str, names: Iterable[str], *, seconds: float = 2.0, broken: Iterable[str] = ()
+) -> str:
     """The beginning of some clip of real speech for each name, as FLAC, in a folder that may lie in a store.
 
     Returns:
-        The manifest of them, in the order of the names.
+        The manifest of them, in the order of the names, and of those whose files are ``broken``.
     """
     import soundfile
 
@@ -65,6 +67,9 @@ def write_speech(folder: Path | str, names: Iterable[str], *, seconds: float = 2
         soundfile.write(file, samples, rate, format="FLAC")
         stores.publish(stores.join(str(folder), f"{name}.flac"), file.getvalue())
         lines.append({"audio_filepath": f"{name}.flac", "id": name, "duration": len(samples) / rate})
+    for name in broken:
+        stores.publish(stores.join(str(folder), f"{name}.flac"), b"nothing that decodes")
+        lines.append({"audio_filepath": f"{name}.flac", "id": name, "duration": seconds})
     manifest = stores.join(str(folder), "manifest.jsonl")
     stores.publish(manifest, "\n".join(map(json.dumps, lines)).encode())
     return manifest
@@ -74,8 +79,7 @@ def rows_of(output: Path | str, table: str = "transcripts") -> list[dict[str, An
     """What plain Parquet readers see of a table, in the order of recordings; nothing where there is none."""
     folder = stores.join(str(output), table)
     parts = [
-        pq.read_table(pa.BufferReader(stores.read_bytes(stores.join(folder, name))))
-        for name in stores.list_names(folder)
+        parquet_table(stores.read_bytes(stores.join(folder, name))) for name in stores.list_names(folder)
     ]
     if not parts:
         return []

@@ -59,7 +59,7 @@ plugin_rows -> audio_config errors languages packing schema stages text
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
 plugin_align -> hub job plugin_rows schema stages
 plugin_heads -> head_config heads plugin_rows schema stages
-demo       -> errors
+demo       -> errors text
 exports    -> errors output parts plan schema stores
 console    -> demo job metrics output plan progress
 cli_lm     -> errors text

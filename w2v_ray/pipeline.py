@@ -86,7 +86,7 @@ def build(
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
     # torch comes with it: workers that import this module to do something else start in half the time and a
     # third of the memory without.
-    from w2v_ray.stages.encode import Encode
+    from w2v_ray.stages import Encode
 
     guard = _Guard(book=RemoteBook(attempts), item_deadline_s=job.item_deadline_seconds)
     read = partial(ReadAudio, ReadAudioConfig())

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from w2v_ray import pipeline
+from w2v_ray import pipeline, stages
 from w2v_ray.cli import main
 
 SHARD_SECONDS = 10.0
@@ -31,7 +31,7 @@ def slow(base: type) -> type:
 
 
 def drive(go: str, model: str, *places: str) -> int:
-    pipeline.Encode = slow(pipeline.Encode)  # type: ignore[misc]
+    stages.Encode = slow(stages.Encode)  # type: ignore[misc]
     # One thread in all runs: how sums are split between threads shows in the last digits of a confidence.
     settings: list[Any] = ["--model", model, "--shard-seconds", str(SHARD_SECONDS), "--encoder-threads", "1"]
     with pipeline.running_ray():

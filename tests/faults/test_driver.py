@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults import slow_driver
 from tests.made_outputs import rows_of, without_places, write_speech
-from w2v_ray import JobConfig, demo, pipeline, run, stores
+from w2v_ray import JobConfig, demo, run, stages, stores
 from w2v_ray.cli import main
 from w2v_ray.output import audit
 
@@ -61,7 +61,8 @@ def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
 ) -> None:
     """From a store to a folder, and from a folder to a store."""
     names = [row["recording_id"] for row in rows_of(clean / "out")]
-    inputs = [write_speech(f"{s3}/in", names), str(clean / "in" / "manifest.jsonl")]
+    folders = (f"{s3}/in", str(tmp_path / "in"))
+    inputs = [write_speech(folder, names, broken=["broken"]) for folder in folders]
     outputs = [str(tmp_path / "out"), f"{s3}/out"]
     places = list(zip(inputs, outputs, strict=True))
     now, later = tmp_path / "now", tmp_path / "later"
@@ -71,7 +72,7 @@ def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
     published = kill_on_its_way(doomed, outputs[0])
     assert published
 
-    monkeypatch.setattr(pipeline, "Encode", slow_driver.slow(pipeline.Encode))
+    monkeypatch.setattr(stages, "Encode", slow_driver.slow(stages.Encode))
     jobs = [
         JobConfig(
             inputs=(source,),
@@ -97,7 +98,8 @@ def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
 
     for job, output in zip(jobs, outputs, strict=True):
         assert without_places(rows_of(output)) == without_places(rows_of(clean / "out"))
-        assert rows_of(output, "rejects") == []
+        (reject,) = rows_of(output, "rejects")
+        assert (reject["recording_id"], reject["error_class"]) == ("broken", "DecodeError")
         ids = [row["segment_id"] for row in rows_of(output)]
         assert len(set(ids)) == len(ids) == len(names)
         assert audit(output).is_complete

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from tests.made_outputs import rows_of, without_places, write_speech
-from w2v_ray import CheckpointError, JobConfig, JobError, pipeline, quarantine, run
+from w2v_ray import CheckpointError, JobConfig, JobError, pipeline, quarantine, run, stages
 from w2v_ray.stages.decode_audio import DecodeAudio
 from w2v_ray.stages.encode import Encode
 
@@ -74,8 +74,8 @@ def test_poison_is_rejected_and_takes_no_neighbour_with_it(
             raise IndexError("list index out of range")
 
     monkeypatch.setattr(pipeline, "DecodeAudio", acting(DecodeAudio, "-decode", misbehave))
-    monkeypatch.setattr(pipeline, "TextStage", acting(pipeline.TextStage, "-text", misbehave))
-    monkeypatch.setattr(pipeline, "Encode", batchwise("-encode", misbehave))
+    monkeypatch.setattr(pipeline, "ResultStage", acting(pipeline.ResultStage, "-text", misbehave))
+    monkeypatch.setattr(stages, "Encode", batchwise("-encode", misbehave))
     output = tmp_path / "out"
     summary = run(job_of(manifest, output, tiny_checkpoint, item_deadline_seconds=3.0))
 
@@ -152,7 +152,7 @@ def test_a_worker_killed_and_a_model_that_comes_late_change_nothing(
     class Late(failing(1, loads), batchwise("good-03", kill_once)):  # type: ignore[misc]
         pass
 
-    monkeypatch.setattr(pipeline, "Encode", Late)
+    monkeypatch.setattr(stages, "Encode", Late)
     output = f"{s3}/out"
     run(job_of(clean / "in" / "manifest.jsonl", output, tiny_checkpoint))
     assert rows_of(output) == rows_of(clean / "out")
@@ -175,16 +175,16 @@ def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
             super().__init__(**options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "Encode", failing(99, loads))
+        patch.setattr(stages, "Encode", failing(99, loads))
         patch.setattr(pipeline, "EncodeShard", Hurried)
         with pytest.raises(CheckpointError, match=r"^model\.safetensors is not there; try again$"):
             run(job_of(manifest, tmp_path / "never", tiny_checkpoint))
     assert len(list(loads.iterdir())) == 3
 
-    class Stuck(pipeline.TextStage):
+    class Stuck(pipeline.ResultStage):
         def __init__(self, config: Any, keep: int | None) -> None:
             time.sleep(3600)
 
-    monkeypatch.setattr(pipeline, "TextStage", Stuck)
+    monkeypatch.setattr(pipeline, "ResultStage", Stuck)
     with pytest.raises(JobError, match=r"^nothing moved for \d+ s \(.+\); what is published stays"):
         run(job_of(manifest, tmp_path / "stuck", tiny_checkpoint, stall_seconds=6.0))

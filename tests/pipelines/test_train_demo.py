@@ -19,6 +19,8 @@ sys.path.insert(0, str(PIPELINES))
 
 import speech_clips as sc  # noqa: E402  # it lies beside the recipes, not in the package
 
+from tests.pipelines.few_clips import few_clips  # noqa: E402
+
 
 def clip(word: str, speaker: str = "a", seconds: float = 1.0, *, at: float = 0.3) -> sc.Clip:
     rng = np.random.default_rng(len(word))
@@ -76,36 +78,6 @@ def test_the_archive_of_the_demo_holds_unseen_speakers_only() -> None:
         names += [Path(member.name).stem for member in tar]
     assert len(names) == 16 + 2 * 8
     assert {sc.split_of("commands", name.split("_")[1]) for name in names} == {"test"}
-
-
-def few_clips(source: Path, target: Path) -> None:
-    """A small copy of the two collections: some clips of each split, a tar each."""
-    for name, most in (("commands", 8), ("digits", 30)):  # clips of a speaker
-        with (source / name / "manifest.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        by_speaker: dict[str, list[dict[str, str]]] = {}
-        for row in rows:
-            by_speaker.setdefault(row["speaker"], []).append(row)
-        kept, speakers = [], dict.fromkeys(("train", "dev", "test"), 0)
-        for speaker, own in by_speaker.items():
-            split = sc.split_of(name, speaker)
-            if speaker == "":  # the background noise
-                kept += own[:2]
-            elif len(own) >= most and speakers[split] < 4:
-                speakers[split] += 1
-                kept += own[:most]
-        (target / name).mkdir(parents=True)
-        with tarfile.open(target / name / "few.tar", "w") as few:
-            for shard in sorted({row["shard"] for row in kept}):
-                wanted = {row["path"] for row in kept if row["shard"] == shard}
-                with tarfile.open(source / name / shard) as tar:
-                    for member in tar:
-                        if member.name in wanted:
-                            few.addfile(member, tar.extractfile(member))
-        with (target / name / "manifest.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(row | {"shard": "few.tar"} for row in kept)
 
 
 def test_it_trains_stops_goes_on_and_writes_a_checkpoint(shared_data: Path, tmp_path: Path) -> None:
