@@ -118,7 +118,8 @@ def build(
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         if isinstance(job, AlignConfig):
             ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
-        ds = ds.map_batches(PackedStage(TakeLanguage(_languages(job))), batch_size=1, **task)
+        if (languages := _languages(job)) is not None:
+            ds = ds.map_batches(PackedStage(TakeLanguage(languages)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("read_audio", read)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("decode_audio", decode)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("segment_audio", segment)), batch_size=1, **task)

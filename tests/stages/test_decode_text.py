@@ -75,6 +75,7 @@ def test_text_words_and_columns(model: str) -> None:
     out = stage(model)(table)
     assert out.column_names == [
         *(name for name in table.column_names if name != "log_probs"),
+        "language",
         *DECODED_TEXT,
     ]
     for name in DECODED_TEXT:

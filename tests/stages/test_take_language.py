@@ -10,7 +10,13 @@ import pytest
 
 from w2v_ray.errors import LanguageError
 from w2v_ray.schema import ERROR, ITEM, LANGUAGE, LANGUAGE_ERROR_KEY, LANGUAGE_KEY
-from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig, with_languages
+from w2v_ray.stages.take_language import (
+    TakeLanguage,
+    TakeLanguageConfig,
+    languages_of,
+    with_language,
+    with_languages,
+)
 
 KNOWN = ("eng", "fra")
 EARLIER = {"stage": "align_text", "error_class": "AlignError", "message": "there is no text"}
@@ -84,19 +90,21 @@ def test_where_the_languages_are_not_known_any_name_is() -> None:
     )
 
 
-def test_a_job_of_one_language_has_none() -> None:
-    out = TakeLanguage(None)(items({"lang": "fra"}, None))
-    assert out["language"].to_pylist() == [None, None]
-    assert out.column_names == [*ITEM.names, "language"]
+def test_a_table_without_the_column_is_of_the_checkpoints_own() -> None:
+    table = items(None, None)
+    assert languages_of(table) == [None, None]
+    assert with_language(table).schema.field("language").equals(LANGUAGE)
+    named = table.append_column(LANGUAGE, pa.array(["fra", None]))
+    assert with_language(named) is named
+    assert languages_of(named) == ["fra", None]
 
 
 def test_an_error_that_is_there_stays() -> None:
     table = items({"lang": "fra"}, {"lang": "spa"}).append_column(
         "error", pa.array([EARLIER, EARLIER], ERROR)
     )
-    for config in (TakeLanguageConfig(key="lang", known=KNOWN), None):
-        out = TakeLanguage(config)(table)
-        assert out["error"].to_pylist() == [EARLIER, EARLIER]
+    out = TakeLanguage(TakeLanguageConfig(key="lang", known=KNOWN))(table)
+    assert out["error"].to_pylist() == [EARLIER, EARLIER]
 
 
 def test_languages_of_rows_that_somebody_has() -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from w2v_ray.errors import AlignError, ConfigError, EncodeError
 from w2v_ray.schema import ALIGNMENT, EMISSION_DTYPE, ERROR, error_value
-from w2v_ray.stages.take_language import languages_of
+from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.align_text import AlignedSpan, TextAlignment, align_texts
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.spelling import Spelling
@@ -216,7 +216,7 @@ def _replaced(table: pa.Table, items: list[dict[str, Any]]) -> pa.Table:
     """The first row of each item with the item's own columns instead of the segment's."""
     new = ("start_s", "end_s", "duration_s", "num_frames", *_ADDED)
     kept = table.drop_columns(["log_probs", "error", "segment_id", "segment_index", *new[:4], "text"])
-    columns = kept.take(pa.array([item["row"] for item in items], pa.int64()))
+    columns = with_language(kept.take(pa.array([item["row"] for item in items], pa.int64())))
     for name in new:
         field = ALIGNMENT.field(name)
         columns = columns.append_column(field, pa.array([item[name] for item in items], field.type))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError, EncodeError, ItemError
 from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
-from w2v_ray.stages.take_language import languages_of
+from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.greedy import CTCLabels, checked_emission, decode_greedy
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.lm_source import find_language_model, load_language_model
@@ -60,7 +60,8 @@ class DecodeTextConfig:
 
 
 class DecodeText:
-    """Adds the columns of text to a table of encoded segments and drops ``log_probs``.
+    """Adds the columns of text to a table of encoded segments, and ``language`` if need be, and drops
+    ``log_probs``.
 
     The times of words are seconds in the recording, never beyond the segment. Rows with an error stay,
     without a text.
@@ -105,7 +106,7 @@ class DecodeText:
             self._row(transcripts[i], start_s, end_s) if i in transcripts else dict.fromkeys(DECODED_TEXT)
             for i, (start_s, end_s) in enumerate(zip(*times, strict=True))
         ]
-        table = table.drop_columns(["log_probs"])
+        table = with_language(table.drop_columns(["log_probs"]))
         table = table.set_column(
             table.column_names.index("error"), pa.field("error", ERROR), pa.array(errors, ERROR)
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from w2v_ray.errors import LanguageError
 from w2v_ray.schema import ERROR, LANGUAGE, LANGUAGE_ERROR_KEY, LANGUAGE_KEY, error_value
 
-__all__ = ["TakeLanguage", "TakeLanguageConfig", "languages_of", "with_languages"]
+__all__ = ["TakeLanguage", "TakeLanguageConfig", "languages_of", "with_language", "with_languages"]
 
 _STAGE = "take_language"
 
@@ -35,22 +35,19 @@ class TakeLanguage:
     What planning took from another output counts where the metadata itself says nothing.
 
     Args:
-        config: Where it is told; None: nowhere, and all items are of the checkpoint's own.
+        config: Where it is told.
     """
 
-    def __init__(self, config: TakeLanguageConfig | None) -> None:
+    def __init__(self, config: TakeLanguageConfig) -> None:
         self._config = config
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._config is None:
-            return table.append_column(LANGUAGE, pa.nulls(table.num_rows, LANGUAGE.type))
         texts = table.column("metadata").to_pylist()
         found = [self._told(json.loads(text) if text else {}) for text in texts]
         return with_languages(table, found, known=self._config.known)
 
     def _told(self, values: Mapping[str, Any]) -> object:
         """The language, or the error of an item without one."""
-        assert self._config is not None
         key, default = self._config.key, self._config.default
         if key is not None and values.get(key) is not None:
             return values[key]
@@ -67,11 +64,16 @@ class TakeLanguage:
 
 
 def languages_of(table: pa.Table) -> list[str | None]:
-    """The language of each row: null where it is the checkpoint's own."""
-    if LANGUAGE.name not in table.column_names:
-        return [None] * table.num_rows
-    languages: list[str | None] = table.column(LANGUAGE.name).to_pylist()
+    """The language of each row: None where it is the checkpoint's own, as of all rows without the column."""
+    languages: list[str | None] = with_language(table).column(LANGUAGE.name).to_pylist()
     return languages
+
+
+def with_language(table: pa.Table) -> pa.Table:
+    """The table with the column ``language``: null where there was none."""
+    if LANGUAGE.name in table.column_names:
+        return table
+    return table.append_column(LANGUAGE, pa.nulls(table.num_rows, LANGUAGE.type))
 
 
 def with_languages(
