@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix sanitize equality soak bench docs clean
+.PHONY: help setup demo test slow check fix sanitize equality soak bench docs clean
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -39,9 +39,12 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 demo: setup ## transcribe the speech that ships with the project
 	@$(BIN)/w2v-ray demo
 
-test: setup ## the whole test suite, without what needs a GPU
+test: setup ## the whole test suite, without what needs a GPU or is in `make slow`
 	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	$(BIN)/pytest
+
+slow: setup ## the tests that take too long for every change: the recipe of the demo's heads, ten million trials
+	$(BIN)/pytest -m slow
 
 check: setup ## lint, format, types and import direction
 	$(BIN)/ruff check .

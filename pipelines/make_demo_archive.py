@@ -1,8 +1,8 @@
-"""Writes the archive that ``w2v-ray demo`` transcribes: words of speakers the checkpoint never heard.
+"""Writes the archives that ``w2v-ray demo`` reads: words of speakers the checkpoints never heard.
 
 ``python pipelines/make_demo_archive.py`` needs the folder of real speech (``--data``) and writes
-``w2v_ray/demo/archive``: files of five kinds with a manifest, and a WebDataset tar. The clips are of
-Speech Commands (CC BY 4.0), joined as ``speech_clips.join`` does.
+``w2v_ray/demo/archive``: files of five kinds with a manifest, and a WebDataset tar; beside it ``words.tar``
+with single words. The clips are of Speech Commands (CC BY 4.0), joined as ``speech_clips.join`` does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
-from speech_clips import RATE_HZ, Utterance, evaluation_utterances, load_clips
+from speech_clips import RATE_HZ, Utterance, evaluation_utterances, load_clips, split_of
 
 NUM_UTTERANCES = 24
 NUM_IN_TAR = 8
+NUM_WORDS = 30
 KINDS = ("flac", "mp3", "ogg", "m4a", "wav")
 
 
@@ -44,6 +45,14 @@ def name_of(index: int, utterance: Utterance) -> str:
     return f"{index:02}_{utterance.speaker}"
 
 
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)  # its time is 0, so the tar is the same each time
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
 def main() -> None:
     root = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -64,18 +73,22 @@ def main() -> None:
             {"audio_filepath": file.name, "text": " ".join(utterance.words), "speaker": utterance.speaker}
         )
     (args.output / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with tarfile.open(args.output / "more.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, utterance in enumerate(chosen[-NUM_IN_TAR:], start=len(lines)):
-            name = name_of(index, utterance)
-            for suffix, content in (
-                ("flac", encoded(utterance.samples, "flac")),
-                ("txt", " ".join(utterance.words).encode()),
-            ):
-                member = tarfile.TarInfo(
-                    f"{name}.{suffix}"
-                )  # its time is 0, so the tar is the same each time
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    members = []
+    for index, utterance in enumerate(chosen[-NUM_IN_TAR:], start=len(lines)):
+        name = name_of(index, utterance)
+        members.append((f"{name}.flac", encoded(utterance.samples, "flac")))
+        members.append((f"{name}.txt", " ".join(utterance.words).encode()))
+    write_tar(args.output / "more.tar", members)
+    single = [
+        clip for clip in clips if clip.source == "commands" and split_of("commands", clip.speaker) == "test"
+    ]
+    single = [single[i] for i in np.linspace(0, len(single) - 1, NUM_WORDS).astype(int)]
+    members = []
+    for index, clip in enumerate(single):
+        name = f"{index:02}_{clip.speaker}"
+        members.append((f"{name}.mp3", encoded(clip.samples, "mp3")))
+        members.append((f"{name}.txt", clip.word.encode()))
+    write_tar(args.output.parent / "words.tar", members)
     seconds = sum(len(u.samples) for u in chosen) / RATE_HZ
     size = sum(file.stat().st_size for file in args.output.iterdir())
     print(f"{len(chosen)} utterances, {seconds:.0f} s, {size / 1e6:.2f} MB in {args.output}")

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.made_outputs import demo_job
 from w2v_ray.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,17 +126,11 @@ def ray_session(s3_server: None) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, list[Progress]]:
     """The output of the demo's archive, which no test may change, and what was said of its progress."""
-    from w2v_ray import JobConfig, demo, run
+    from w2v_ray import run
 
     output = tmp_path_factory.mktemp("demo") / "out"
     seen: list[Progress] = []
-    job = JobConfig(
-        inputs=demo.INPUTS,
-        output=str(output),
-        model=str(demo.CHECKPOINT),
-        shard_seconds=30,
-        keep_log_probs=8,
-    )
+    job = replace(demo_job(), output=str(output))
     summary = run(job, on_progress=seen.append)
     assert summary.num_items == summary.num_rows == 24
     assert summary.num_rejects == 0

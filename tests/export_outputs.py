@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from w2v_ray.plan import records
-from w2v_ray.schema import ALIGNMENT, ERROR, ITEM, TRANSCRIPT
+from w2v_ray.schema import ERROR, ITEM, TABLE_OF_TASK, TABLES
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 Row = dict[str, Any]
@@ -58,12 +58,14 @@ def made_output(
     table: str = "transcripts",
     unpublished: Sequence[int] = (),
     number: int = 1,
+    types: Mapping[str, pa.DataType] | None = None,
 ) -> str:
     """Plans shards of items, in their order, publishes all but some, and returns the output.
 
-    Another plan of the same output has another number.
+    Another plan of the same output has another number. Types are of columns whose type is the model's.
     """
-    job: dict[str, records.Json] = {"model": "m"} | ({} if table == "transcripts" else {"task": "align"})
+    (task,) = [task for task, name in TABLE_OF_TASK.items() if name == table]
+    job: dict[str, records.Json] = {"model": "m"} | ({} if task == "transcribe" else {"task": task})
     fingerprint = records.claim_output(str(output), job)
     names = [f"{number - 1:010x}{place:010x}" for place in range(len(shards))]
     planned = [
@@ -72,9 +74,10 @@ def made_output(
         for index, entry in enumerate(items)
     ]
     assert records.publish_plan(str(output), pa.Table.from_pylist(planned, ITEM), number)
-    columns = TRANSCRIPT if table == "transcripts" else ALIGNMENT
+    columns = TABLES[table]
     needed = [pa.field("segment_id", pa.string()), pa.field("segment_index", pa.int32())]
     fields = {field.name: field for field in [*ITEM, *needed, *columns, pa.field("error", ERROR)]}
+    fields |= {name: pa.field(name, type_) for name, type_ in (types or {}).items()}
     write = WriteParquet(WriteParquetConfig(output=str(output), job_fingerprint=fingerprint, table=table))
     for place, name in enumerate(names):
         if place in unpublished:

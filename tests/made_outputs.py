@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from w2v_ray import demo, stores
+from w2v_ray import JobConfig, demo, stores
 from w2v_ray.parts import parquet_table
 from w2v_ray.plan import Plan, make_plan
 from w2v_ray.schema import ERROR, ITEM, KEPT, LABEL, TRANSCRIPT
@@ -169,3 +169,15 @@ def publish(
         rows = [row for item in items.to_pylist() for row in made_rows(item, failing=failing)]
         summaries += write(pa.Table.from_pylist(rows, SCHEMA)).to_pylist()
     return summaries
+
+
+def demo_job() -> JobConfig:
+    """What the demo does first, into a folder of no meaning."""
+    return JobConfig(
+        inputs=demo.INPUTS,
+        output="out",
+        model=str(demo.CHECKPOINT),
+        shard_seconds=30,
+        keep_log_probs=8,
+        also=(f"embed={demo.speaker_checkpoint()}",),
+    )

@@ -48,6 +48,7 @@ def test_the_summary_says_what_is_missing(made: str, tmp_path: Path) -> None:
     summary = export(made, format="ctm", output=str(tmp_path))
     assert summary == ExportSummary(
         output=str(tmp_path),
+        table="transcripts",
         format="ctm",
         root="",
         num_files=1,

@@ -40,7 +40,7 @@ attempts   ->
 item_process -> errors
 quarantine -> attempts errors item_process schema
 execution  -> attempts errors plan progress ray_auth
-metrics    ->
+metrics    -> errors
 progress   ->
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
 stages     -> schema stores text
@@ -60,15 +60,23 @@ plugin     -> decoder_config decoding errors hub job plugin_rows schema stages t
 plugin_align -> hub job plugin_rows schema stages
 plugin_heads -> head_config heads plugin_rows schema stages
 demo       -> errors text
-exports    -> errors output parts plan schema stores
-console    -> demo job metrics output plan progress
+recording_names -> errors
+rttm       -> errors inputs
+result_files -> errors stores
+embeddings -> errors inputs metrics output recording_names
+exports    -> errors output parts plan rttm schema stores
+references -> errors exports inputs metrics recording_names rttm
+console    -> job output plan progress
+console_demo -> demo metrics
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
+cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
+cli_frames -> metrics references
 cli_output -> console errors output
 cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_export cli_jobs cli_lm cli_output config console demo errors job pipeline plan
-cli        -> w2v_ray
+cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
+cli        -> console_demo demo errors job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import ray
 import soundfile
 import torch
 
-from tests.made_outputs import rows_of
+from tests.made_outputs import demo_job, rows_of
 from w2v_ray import AutoModelForCTC, AutoProcessor, ConfigError, JobConfig, OutputError, demo, run, schema
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.pipeline import redecode
@@ -71,6 +72,30 @@ def test_the_demo_archive_becomes_a_table(demo_run: tuple[Path, list[Progress]])
     assert seen[-1].num_shards_done == seen[-1].num_shards == len(files)
 
 
+def test_the_demo_tells_speakers_and_words_apart(
+    demo_run: tuple[Path, list[Progress]], tmp_path: Path
+) -> None:
+    found = demo.speakers(str(demo_run[0]))
+    assert len(found) == 24
+    right = several = 0
+    for row, (name, vector) in enumerate(found):
+        others = [(float(vector @ other), who) for at, (who, other) in enumerate(found) if at != row]
+        if name in [who for _, who in others]:
+            several += 1
+            right += max(others)[1] == name
+    assert (right, several) == (pytest.approx(8, abs=1), 9)
+    words = JobConfig(
+        task="classify",
+        inputs=(str(demo.WORDS),),
+        output=demo.keywords(str(tmp_path)),
+        model=str(demo.keyword_checkpoint()),
+    )
+    assert run(words).num_rejects == 0
+    named = demo.named_words(str(tmp_path))
+    assert len(named) == 30
+    assert sum(said == label for said, label, _ in named) >= 26
+
+
 def test_most_words_of_unseen_speakers_are_recognised(demo_run: tuple[Path, list[Progress]]) -> None:
     from w2v_ray.metrics import word_error_rate
 
@@ -83,7 +108,7 @@ def test_a_second_run_does_nothing_and_a_lost_file_alone_is_done_again(
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(demo_run[0], output)
-    job = JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30, keep_log_probs=8)
+    job = replace(demo_job(), output=str(output))
     before = rows_of(output)
     assert run(job).num_rows == 0
     files = sorted((output / "transcripts").iterdir())
@@ -307,10 +332,7 @@ def test_text_decoders_keep_up_with_encoders() -> None:
 
 
 def test_a_summary_is_one_line_of_json(demo_run: tuple[Path, list[Progress]]) -> None:
-    job = JobConfig(
-        inputs=demo.INPUTS, output=str(demo_run[0]), model=MODEL, shard_seconds=30, keep_log_probs=8
-    )
-    summary = run(job)
+    summary = run(replace(demo_job(), output=str(demo_run[0])))
     assert json.loads(summary.to_json())["num_shards"] == summary.num_shards_before
     assert ray.is_initialized()  # a run leaves a Ray that it did not start
     assert isinstance(pq.read_schema(next((demo_run[0] / "transcripts").iterdir())), pa.Schema)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.made_outputs import silence
+from tests.made_outputs import silence, write_archive
 from w2v_ray import stores
 from w2v_ray.errors import InputError, OutputError
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, records, status
@@ -556,3 +556,35 @@ def test_decoding_again_plans_what_its_source_has_published(archive: Path, tmp_p
         make_redecode_plan(str(tmp_path / "kept_none"), output, job={"alpha": 1})
     with pytest.raises(OutputError, match="is not the output of a job"):
         make_redecode_plan(str(archive), output, job={"alpha": 1})
+
+
+def test_jobs_that_take_an_output_at_once_never_share_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes to the name first, the plan decides, and the other finds out."""
+    manifest, output = write_archive(tmp_path / "in", {"a.wav": "x"}), str(tmp_path / "out")
+    real = records.publish_plan
+
+    def publish_late(output: str, items: pa.Table, number: int) -> bool:
+        records.claim_output(output, JOB | {"model": "other"})
+        return real(output, items, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "publish_plan", publish_late)
+        with pytest.raises(OutputError, match="was taken by a job with other settings"):
+            plan(manifest, output)
+
+    output = str(tmp_path / "other")
+    records.claim_output(output, JOB)
+
+    def publish_early(path: str, data: bytes, **options: bool) -> bool:
+        if not options.get("exclusive") and not records.read_plans(output)[1]:
+            real(output, ITEM.empty_table(), 1)
+        return publish(path, data, **options)
+
+    publish = stores.publish
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "publish", publish_early)
+        with pytest.raises(OutputError, match=r"belongs to a job with other settings .*'m' -> 'other'"):
+            records.claim_output(output, JOB | {"model": "other"})
+    assert records.read_job(output)[1]["model"] == "m"

@@ -113,6 +113,7 @@ __all__ = [
     "embed",
     "export",
     "label_frames",
+    "read_embeddings",
     "read_output",
     "redecode",
     "run",
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
     from w2v_ray.config import JobConfig, RedecodeConfig
     from w2v_ray.dataset import read_output
     from w2v_ray.decoder_config import DecoderConfig
+    from w2v_ray.embeddings import read_embeddings
     from w2v_ray.exports import ExportSummary, export
     from w2v_ray.job import RunSummary
     from w2v_ray.models.auto import (
@@ -249,6 +251,7 @@ else:
         "compact": "w2v_ray.output",
         "embed": "w2v_ray.plugin_heads",
         "label_frames": "w2v_ray.plugin_heads",
+        "read_embeddings": "w2v_ray.embeddings",
         "read_output": "w2v_ray.dataset",
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",

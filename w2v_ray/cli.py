@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_export, cli_jobs, cli_lm, cli_output
+from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -17,6 +17,7 @@ from w2v_ray.errors import (
     ConfigError,
     InputError,
     LanguageModelError,
+    MissingExtraError,
     OutputError,
     W2vRayError,
 )
@@ -56,7 +57,14 @@ _DONE = {
     "frames": "labelled",
     "align": "aligned",
 }
-_REFUSALS = (CheckpointError, ConfigError, InputError, LanguageModelError, OutputError)
+_REFUSALS = (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    LanguageModelError,
+    MissingExtraError,
+    OutputError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,9 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         parents=[common],
-        help="transcribe the small archive of real speech that comes with the package",
-        description="Transcribe the archive that comes with the package, with the checkpoint beside it, and "
-        "decode it again with a language model from what was kept of the encoder's work.",
+        help="transcribe, embed and classify the real speech that comes with the package",
+        description="Transcribe the archive that comes with the package and embed its speakers in the same "
+        "pass, decode it again with a language model from what was kept of the encoder's work, and classify "
+        "single words; with the checkpoints that come with the package, too.",
     )
     demo.add_argument(
         "--output", default="w2v-ray-demo", metavar="OUT", help="folder to write (default: %(default)s)"
@@ -135,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
     cli_export.add_export(commands, common)
     cli_output.add_commands(commands, common)
+    cli_embeddings.add_commands(commands, common)
+    cli_frames.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
     return parser
 
@@ -223,7 +234,7 @@ def _finish(job: JobConfig | RedecodeConfig, summary: RunSummary, args: argparse
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from w2v_ray import console, demo
+    from w2v_ray import console_demo, demo
 
     demo.clear(args.output)
     job = JobConfig(
@@ -232,6 +243,13 @@ def _demo(args: argparse.Namespace) -> int:
         model=str(demo.CHECKPOINT),
         shard_seconds=30,
         keep_log_probs=cli_jobs.KEPT_TOKENS,
+        also=(f"embed={demo.speaker_checkpoint()}",),
+    )
+    words = JobConfig(
+        task="classify",
+        inputs=(str(demo.WORDS),),
+        output=demo.keywords(args.output),
+        model=str(demo.keyword_checkpoint()),
     )
     again = RedecodeConfig(
         source=args.output, output=demo.redecoded(args.output), lm=str(demo.LANGUAGE_MODEL)
@@ -239,13 +257,19 @@ def _demo(args: argparse.Namespace) -> int:
     quieten_ray(args)
     from w2v_ray.pipeline import running_ray
 
-    with running_ray():  # one for both
-        code = _run_job(job, args)
+    def say(text: str) -> None:
         if not args.json:
-            print("decoding again with a language model, from what was kept of the encoder", file=sys.stderr)
+            print(text, file=sys.stderr)
+
+    with running_ray():  # one for all
+        say("transcribing, and embedding speakers in the same pass")
+        code = _run_job(job, args)
+        say("decoding again with a language model, from what was kept of the encoder")
         run_redecode(again, args)
+        say("naming single words by a classifier")
+        code = code or _run_job(words, args)
     if not args.json:
-        console.show_demo(args.output)
+        console_demo.show_demo(args.output)
     return code
 
 
@@ -267,6 +291,8 @@ def _status_of(output: str) -> Status:
 
 
 _COMMANDS = {
+    **cli_embeddings.COMMANDS,
+    **cli_frames.COMMANDS,
     "align": _job,
     "audit": cli_output.audit,
     "classify": _job,

@@ -1,4 +1,4 @@
-"""The command ``w2v-ray export``: transcripts and alignments in the formats of other programs."""
+"""The command ``w2v-ray export``: tables of an output in the formats of other programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_export", "main"]
 
+_NOUNS = {"frames": "turn", "labels": "label"}
 _NAMED = 5  # missing parts that are shown one by one
 _FORMATS = """\
 formats:
@@ -25,10 +26,14 @@ formats:
   nemo           a manifest of NeMo with a line for each segment with text, in manifest.jsonl
   hf             a folder for datasets.load_from_disk
 
+of frames: rttm (turns.rttm), jsonl (turns.jsonl), and tsv with a file for each recording
+of labels: tsv (labels.tsv) and jsonl (labels.jsonl) with all recordings in one file
+
 examples:
   w2v-ray export out --format srt --output captions
   w2v-ray export out --format vtt --words --output captions --recording /archive/a.wav
   w2v-ray export s3://bucket/out --format ctm --output s3://bucket/scoring --min-confidence 0.5
+  w2v-ray export out --table frames --format rttm --output turns
 
 exit codes:
   0    all that is published is exported
@@ -44,14 +49,19 @@ def add_export(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "export",
         parents=[common],
-        help="write transcripts or alignments as SRT, WebVTT, CTM, TextGrid and other formats",
-        description="Write what a job has transcribed or aligned in another format, from its tables alone.",
+        help="write transcripts as SRT, WebVTT, CTM, TextGrid and others, turns as RTTM, labels as TSV",
+        description="Write what a job has found in another format, from its tables alone.",
         epilog=_FORMATS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="OUT", help="the output folder of a job, or its URL")
     parser.add_argument("--format", required=True, choices=_NAMES, help="what to write; see below")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder or URL to write, not in OUT")
+    parser.add_argument(
+        "--table",
+        choices=["transcripts", "alignments", "frames", "labels"],
+        help="which table of the output (default: that of the job's own task)",
+    )
     parser.add_argument(
         "--recording",
         action="append",
@@ -99,6 +109,7 @@ def main(args: argparse.Namespace) -> int:
         max_line_chars=args.max_line_chars,
         max_cue_seconds=args.max_cue_seconds,
         words=args.words,
+        table=args.table,
     )
     if args.json:
         print(summary.to_json())
@@ -112,8 +123,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _lines(summary: ExportSummary) -> Iterator[str]:
     """The closing lines: what was written, and what was not."""
+    noun = _NOUNS.get(summary.table, "word")
     yield (
-        f"exported   {_count(summary.num_recordings, 'recording')} with {_count(summary.num_words, 'word')} "
+        f"exported   {_count(summary.num_recordings, 'recording')} with {_count(summary.num_words, noun)} "
         f"in {_count(summary.num_segments, 'segment')}"
     )
     if summary.num_segments_unsure:

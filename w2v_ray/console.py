@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,7 +25,6 @@ __all__ = [
     "audio_time",
     "progress_line",
     "show_audit",
-    "show_demo",
     "show_plan",
     "show_status",
     "show_summary",
@@ -187,58 +185,3 @@ def show_audit(found: Audit) -> None:
     else:
         verdict = f"{found.num_findings} things are wrong"
     console.print(verdict, style="green" if found.is_complete else "yellow" if found.is_clean else "red")
-
-
-def show_demo(output: str) -> None:
-    """What was said beside what was recognised without and with a language model, and what to do next."""
-    from w2v_ray import demo
-    from w2v_ray.metrics import WordErrors, word_errors
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    titles = {"greedy": output, "with a language model": demo.redecoded(output)}
-    table = Table("said", *titles, title="what was said, what was recognised and how sure", show_lines=True)
-    totals = dict.fromkeys(titles, WordErrors())
-    found = {title: list(demo.results(place)) for title, place in titles.items()}
-    for rows in zip(*found.values(), strict=True):
-        said = rows[0][0]
-        cells = []
-        for title, (_, recognised, confidence) in zip(titles, rows, strict=True):
-            totals[title] += word_errors(said, recognised)
-            cell = _marked(said, recognised)
-            cells.append(cell if confidence is None else cell.append(f"{confidence:.2f}", "dim"))
-        table.add_row(said, *cells)
-    console.print(table)
-    console.print("word error rate, by speakers the checkpoint never heard:")
-    for title, total in totals.items():
-        console.print(
-            f"  {total.rate:6.1%} {title}: {total.substitutions} substituted, {total.deletions} deleted, "
-            f"{total.insertions} inserted of {total.num_reference} words"
-        )
-    console.print(
-        f"\nthe tables are in {output}/transcripts/*.parquet, those with the language model in "
-        f"{demo.redecoded(output)}; read them with any Parquet reader, such as\n",
-        soft_wrap=True,
-    )
-    console.print(
-        f"  python -c \"import pandas; print(pandas.read_parquet('{output}/transcripts'))\"\n", soft_wrap=True
-    )
-    console.print("or have them as captions, one of ten formats that it writes:\n")
-    console.print(
-        f"  w2v-ray export {output} --format srt --output {output.rstrip('/')}-captions\n", soft_wrap=True
-    )
-    console.print("now on your own files, with a checkpoint of general English from the Hugging Face hub:\n")
-    console.print(
-        "  w2v-ray transcribe YOUR_FOLDER --output out --model facebook/wav2vec2-base-960h\n", soft_wrap=True
-    )
-
-
-def _marked(said: str, recognised: str) -> Text:
-    """The recognised words, those that were not said so in red."""
-    marked = Text()
-    expected, found = said.split(), recognised.split()
-    for tag, _, _, start, end in SequenceMatcher(a=expected, b=found, autojunk=False).get_opcodes():
-        for word in found[start:end]:
-            marked.append(word + " ", None if tag == "equal" else "bold red")
-        if tag == "delete":
-            marked.append("_ ", "bold red")
-    return marked

@@ -9,7 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from w2v_ray.errors import OutputError
@@ -20,11 +22,16 @@ __all__ = [
     "HEADS",
     "INPUTS",
     "LANGUAGE_MODEL",
+    "WORDS",
     "clear",
+    "held_out",
     "keyword_checkpoint",
+    "keywords",
+    "named_words",
     "redecoded",
     "results",
     "speaker_checkpoint",
+    "speakers",
     "with_encoder",
 ]
 
@@ -32,6 +39,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 LANGUAGE_MODEL = Path(__file__).parent / "lm.arpa"
 HEADS = Path(__file__).parent / "heads"
 ARCHIVE = Path(__file__).parent / "archive"
+WORDS = Path(__file__).parent / "words.tar"
 INPUTS = (str(ARCHIVE / "manifest.jsonl"), str(ARCHIVE / "more.tar"))
 
 
@@ -122,7 +130,8 @@ def clear(output: str) -> None:
     folder = Path(output)
     if not folder.exists():
         return
-    own = {"_plan", "_tmp", "transcripts", "rejects", "log_probs", Path(redecoded(output)).name}
+    own = {"_plan", "_tmp", "transcripts", "embeddings", "rejects", "log_probs"}
+    own |= {Path(redecoded(output)).name, Path(keywords(output)).name}
     strangers = {path.name for path in folder.iterdir()} - own
     if strangers or not (folder / "_plan" / "job.json").is_file():
         raise OutputError(f"{output!r} exists and is not a demo's output; name another folder with --output")
@@ -132,6 +141,33 @@ def clear(output: str) -> None:
 def redecoded(output: str) -> str:
     """The output inside a demo's that is decoded with the language model."""
     return str(Path(output) / "with-lm")
+
+
+def keywords(output: str) -> str:
+    """The output inside a demo's with the labels of single words."""
+    return str(Path(output) / "keywords")
+
+
+def speakers(output: str) -> list[tuple[str, np.ndarray]]:
+    """Who speaks in each recording of a demo's output, and the unit vector of it."""
+    rows = pq.read_table(Path(output) / "embeddings", columns=["recording_id", "embedding"]).to_pylist()
+    return [(_speaker_of(row["recording_id"]), np.array(row["embedding"])) for row in rows]
+
+
+def named_words(output: str) -> list[tuple[str, str, float]]:
+    """Of each recording of single words what was said, the likeliest label, and its score."""
+    rows = pq.read_table(Path(keywords(output)) / "labels").sort_by("recording_id").to_pylist()
+    return [(json.loads(row["metadata"])["text"], row["label"], row["score"]) for row in rows]
+
+
+def held_out(head: str, split: str) -> dict[str, Any]:
+    """What the recipe measured on speakers that were held out, for a head and a split."""
+    found: dict[str, Any] = json.loads((HEADS / head / "evaluation.json").read_text())[split]
+    return found
+
+
+def _speaker_of(recording_id: str) -> str:
+    return Path(recording_id).stem.partition("_")[2]
 
 
 def results(output: str) -> Iterator[tuple[str, str, float | None]]:

@@ -1,4 +1,4 @@
-"""Transcripts and alignments in the formats of other programs, from the tables of an output alone.
+"""Transcripts, alignments, labels and turns in the formats of other programs, from the tables alone.
 
 Neither audio nor a model is read, and neither torch nor Ray is loaded. Recordings are read one after another,
 each from all shards that hold a part of it.
@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, InputError, OutputError
-from w2v_ray.exports import captions, tables
+from w2v_ray.exports import captions, classes, tables
 from w2v_ray.exports.captions import CaptionSettings
 from w2v_ray.exports.files import Folder
 from w2v_ray.exports.hugging_face import HuggingFaceFolder
@@ -22,7 +23,7 @@ from w2v_ray.exports.recordings import Recording, read_recordings
 from w2v_ray.exports.rows import Planned, read_planned
 from w2v_ray.exports.textgrid import textgrid
 
-__all__ = ["FORMATS", "ExportSummary", "export", "recording_id_of"]
+__all__ = ["CLASS_FORMATS", "FORMATS", "ExportSummary", "export", "recording_id_of"]
 
 _MOST_INCOMPLETE = 100  # that a summary names
 
@@ -50,6 +51,18 @@ FORMATS = {
     "nemo": Format("manifest.jsonl", "export", lambda recording, _: tables.nemo(recording)),
     "hf": Format("", "export", None),
 }
+# What has no text.
+CLASS_FORMATS = {
+    "frames": {
+        "rttm": Format("turns.rttm", "export", lambda recording, _: classes.rttm(recording)),
+        "tsv": Format(".tsv", "channel", lambda recording, _: classes.turns_tsv(recording)),
+        "jsonl": Format("turns.jsonl", "export", lambda recording, _: classes.turns_jsonl(recording)),
+    },
+    "labels": {
+        "tsv": Format("labels.tsv", "export", lambda recording, _: classes.labels_tsv(recording)),
+        "jsonl": Format("labels.jsonl", "export", lambda recording, _: classes.labels_jsonl(recording)),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +70,8 @@ class ExportSummary:
     """What an export wrote, and what of its recordings is missing there."""
 
     output: str
+    table: str
+    """Whose rows these are."""
     format: str
     root: str
     """What all recording ids begin with and names of files leave out; empty for formats of one file."""
@@ -65,6 +80,7 @@ class ExportSummary:
     """Those with rows, which are in the export."""
     num_segments: int
     num_words: int
+    """Of ``frames`` turns, of ``labels`` labels."""
     num_segments_unsure: int
     """Segments left out for their confidence."""
     num_recordings_rejected: int
@@ -98,19 +114,22 @@ def export(
     max_line_chars: int = 42,
     max_cue_seconds: float = 7.0,
     words: bool = False,
+    table: str | None = None,
 ) -> ExportSummary:
-    """Writes what a job has recognised or aligned in another format.
+    """Writes what a job has recognised, aligned or classified in another format.
 
     Args:
         source: The output of a job: folder or URL. What it has published so far is exported.
         format: ``srt``, ``vtt``, ``txt``, ``tsv`` or ``textgrid``: a file for each recording; ``jsonl``,
-            ``ctm``, ``rttm`` or ``nemo``: one file; ``hf``: a folder for ``datasets.load_from_disk``.
+            ``ctm``, ``rttm`` or ``nemo``: one file; ``hf``: a folder for ``datasets.load_from_disk``. Of
+            frames ``rttm``, ``tsv`` or ``jsonl``; of labels ``tsv`` or ``jsonl``, both one file.
         output: Folder or URL to write, not in ``source``. Files of the same names are replaced.
         recordings: Ids of the recordings to export; None: all.
         min_confidence: From 0 to 1: segments (of alignments: recordings) less sure than this are left out.
         max_line_chars: Characters in a line of a caption, of which each has two at most.
         max_cue_seconds: How long a caption is shown at most.
         words: Whether WebVTT says when each word begins.
+        table: ``transcripts``, ``alignments``, ``frames`` or ``labels``; None: that of the job's own task.
 
     Raises:
         ConfigError: A setting is out of bounds.
@@ -120,8 +139,14 @@ def export(
     """
     settings = CaptionSettings(max_line_chars=max_line_chars, max_cue_seconds=max_cue_seconds, words=words)
     _check(source, format, output, min_confidence, settings)
-    chosen = FORMATS[format]
     planned = read_planned(source)
+    if table is not None:
+        planned = planned._replace(table=table)
+    chosen = _format(format, planned.table)
+    if planned.table == "frames" and min_confidence is not None:
+        raise ConfigError(
+            f"min_confidence is {min_confidence}, and frames have none; run their job with a higher onset"
+        )
     if recordings is not None:
         _check_ids(recordings, planned)
     hugging_face = HuggingFaceFolder() if chosen.render is None else None
@@ -134,7 +159,9 @@ def export(
                 for path in paths:
                     folder.add_file(path.name, path)
         elif chosen.per == "export":
-            folder.add_lines(chosen.file, (_rendered(chosen, recording, settings) for recording in found))
+            head = [classes.LABELS_HEAD] if chosen.file == "labels.tsv" else []
+            lines = (_rendered(chosen, recording, settings) for recording in found)
+            folder.add_lines(chosen.file, chain(head, lines))
         else:
             names = FileNames(planned.recording_ids, chosen.file)
             root = names.root
@@ -143,7 +170,12 @@ def export(
                     name = names.name(recording.recording_id, channel)
                     folder.add(name, _rendered(chosen, part, settings))
     return ExportSummary(
-        output=output, format=format, root=root, num_files=folder.num_files, **dataclasses.asdict(counts)
+        output=output,
+        table=planned.table,
+        format=format,
+        root=root,
+        num_files=folder.num_files,
+        **dataclasses.asdict(counts),
     )
 
 
@@ -200,6 +232,17 @@ def _files(chosen: Format, recording: Recording) -> Iterator[tuple[int | None, R
 def _rendered(chosen: Format, recording: Recording, settings: CaptionSettings) -> str:
     assert chosen.render is not None
     return chosen.render(recording, settings)
+
+
+def _format(name: str, table: str) -> Format:
+    if table == "embeddings":
+        raise ConfigError(
+            "embeddings are not exported; w2v_ray.read_embeddings reads them, as any Parquet reader does"
+        )
+    formats = CLASS_FORMATS.get(table, FORMATS)
+    if name not in formats:
+        raise ConfigError(f"format is {name!r}, and {table} have {', '.join(formats)}; choose one")
+    return formats[name]
 
 
 def _check(

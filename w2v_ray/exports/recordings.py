@@ -18,7 +18,7 @@ __all__ = ["Recording", "Segment", "Word", "read_recordings"]
 
 
 class Word(NamedTuple):
-    """A word or a character and where it is, in seconds from the beginning of the audio file."""
+    """A word, a character or a class and where it is, in seconds from the beginning of the audio file."""
 
     text: str
     start_s: float
@@ -27,7 +27,10 @@ class Word(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A row of ``transcripts/``, or of ``alignments/``, whose scores are the confidences here."""
+    """A row of ``transcripts/``, or of another table, whose scores are the confidences here.
+
+    The words of a row of ``frames/`` are its turns, and of a row of ``labels/`` the one label it has, if any.
+    """
 
     segment_id: str | None
     channel: int | None
@@ -37,6 +40,8 @@ class Segment(NamedTuple):
     confidence: float | None
     words: list[Word]
     characters: list[Word] | None
+    labels: list[tuple[str, float]] | None = None
+    """Of a row of ``labels/``: the likeliest, and how likely each is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,6 +146,12 @@ def _by_recording(tables: Iterable[pa.Table], convert: Callable[[pa.Table], list
 
 
 def _segments(rows: pa.Table) -> list[Segment]:
+    words = _spans(rows, "words", "word")
+    if "turns" in rows.column_names:
+        words = _turns(rows)
+    elif "label" in rows.column_names:
+        words = _labels(rows)
+
     def column(*names: str) -> list[Any]:
         """The values of the first of the columns that is there."""
         present = [name for name in names if name in rows.column_names]
@@ -155,11 +166,39 @@ def _segments(rows: pa.Table) -> list[Segment]:
             column("end_s"),
             column("text"),
             column("confidence", "score"),
-            _spans(rows, "words", "word"),
+            words,
             _spans(rows, "characters", "char"),
+            _ranked(rows),
             strict=True,
         )
     ]
+
+
+def _turns(rows: pa.Table) -> list[list[Word]]:
+    """The turns of each row; one that holds in the last frame holds until the segment ends."""
+    found = []
+    names = ("end_s", "start_s", "num_frames", "seconds_per_frame")
+    times = zip(*(rows.column(name).to_pylist() for name in names), strict=True)
+    for turns, (end_s, start_s, num_frames, frame_s) in zip(
+        _spans(rows, "turns", "label"), times, strict=True
+    ):
+        # What is left behind the last frame is less than one, too short for the model.
+        last_s = start_s + ((num_frames or 0) - 0.5) * frame_s
+        found.append([turn._replace(end_s=end_s) if turn.end_s >= last_s else turn for turn in turns or []])
+    return found
+
+
+def _labels(rows: pa.Table) -> list[list[Word]]:
+    names = ("label", "start_s", "end_s", "score")
+    values = zip(*(rows.column(name).to_pylist() for name in names), strict=True)
+    return [[] if word[0] is None else [Word(*word)] for word in values]
+
+
+def _ranked(rows: pa.Table) -> list[list[tuple[str, float]] | None]:
+    if "labels" not in rows.column_names:
+        return [None] * rows.num_rows
+    lists = rows.column("labels").to_pylist()
+    return [[(entry["label"], entry["score"]) for entry in found or []] for found in lists]
 
 
 def _spans(rows: pa.Table, column: str, text: str) -> list[Any]:

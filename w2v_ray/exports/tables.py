@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from w2v_ray.exports.recordings import Recording, Segment, Word
+from w2v_ray.rttm import Turn, rttm_field, rttm_line
 
 __all__ = ["ctm", "jsonl", "nemo", "rttm", "tsv", "txt"]
 
 _DECIMALS = 6  # of seconds and confidences: float32 has no more
 _NO_SPEAKER = "speech"
-# In the fields of a line that white space separates: that, the escape itself, and what begins a comment.
-_UNSAFE_IN_FIELD = re.compile(r"[%\s\x00-\x1f\x7f-\x9f]|^;")
 
 
 def txt(recording: Recording) -> str:
@@ -49,7 +47,7 @@ def jsonl(recording: Recording) -> str:
 
 def ctm(recording: Recording) -> str:
     """A line for each word, as NIST's scoring reads it: file, channel, start, duration, word, confidence."""
-    name = _field(recording.recording_id)
+    name = rttm_field(recording.recording_id)
     lines = []
     for segment in recording.segments:
         channel = (segment.channel or 0) + 1
@@ -62,18 +60,15 @@ def ctm(recording: Recording) -> str:
 
 def rttm(recording: Recording) -> str:
     """A line for each segment with words, from the first to the last of them."""
-    name = _field(recording.recording_id)
     speaker = recording.metadata.get("speaker")
     is_named = isinstance(speaker, str | int) and not isinstance(speaker, bool)
-    who = _word(str(speaker)) if is_named else _NO_SPEAKER
+    who = str(speaker).strip() if is_named else ""
     lines = []
     for segment in recording.segments:
         if segment.words:
-            start_s = segment.words[0].start_s
-            span = Word("", start_s, max(word.end_s for word in segment.words))
-            times = f"{start_s:.3f} {_milliseconds(span) / 1000:.3f}"
-            channel = (segment.channel or 0) + 1
-            lines.append(f"SPEAKER {name} {channel} {times} <NA> <NA> {who or _NO_SPEAKER} <NA> <NA>\n")
+            end_s = max(word.end_s for word in segment.words)
+            turn = Turn(who or _NO_SPEAKER, segment.words[0].start_s, end_s)
+            lines.append(rttm_line(recording.recording_id, turn, channel=(segment.channel or 0) + 1))
     return "".join(lines)
 
 
@@ -136,11 +131,6 @@ def _json(values: dict[str, Any]) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _field(text: str) -> str:
-    """An id as one field: percent-encoded where it must be."""
-    return _UNSAFE_IN_FIELD.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), text)
 
 
 def _word(text: str) -> str:

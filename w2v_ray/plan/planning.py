@@ -164,12 +164,9 @@ def make_plan(
         items = make_items(
             new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=language_keys(job)
         )
-        if records.read_job(output)[0] != fingerprint:
-            raise OutputError(
-                f"output {output!r} was taken by a job with other settings while the inputs were listed; "
-                "name a new output"
-            )
+        _check_owner(output, fingerprint)
         if records.publish_plan(output, items, num_plans + 1):
+            _check_owner(output, fingerprint)  # as another job takes what has no plan yet
             break
         planned, num_plans = records.read_plans(output)  # a faster run took that number
     return plan_of(
@@ -181,6 +178,14 @@ def make_plan(
         num_duplicates=known.num_again + listed.num_rows - kept.num_rows,
         skipped=skipped,
     )
+
+
+def _check_owner(output: str, fingerprint: str) -> None:
+    if records.read_job(output)[0] != fingerprint:
+        raise OutputError(
+            f"output {output!r} was taken by a job with other settings while the inputs were listed; "
+            "name a new output"
+        )
 
 
 def plan_entries(
@@ -209,7 +214,8 @@ def plan_entries(
     generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
     place = again.column_names.index("generation")
     again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
-    items = make_shards(again, shard_seconds, partition_key(job), language_keys(job))
+    key, keys = partition_key(job), language_keys(job)
+    items = make_shards(again, shard_seconds, key, keys)
     if not changed:
         return items
     newest = only_newest(planned)
@@ -228,13 +234,7 @@ def plan_entries(
         _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-    made = make_items(
-        listed,
-        shard_seconds,
-        cut_long=cut_long,
-        partition_by=partition_key(job),
-        language_keys=language_keys(job),
-    )
+    made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=keys)
     return pa.concat_tables([items, made])
 
 

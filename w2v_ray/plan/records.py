@@ -102,8 +102,11 @@ def claim_output(output: str, job: Mapping[str, Json], settings: Mapping[str, An
     if old_job == job:
         return fingerprint
     if not _plan_names(output):  # no run of the other job came further than its name
+        old_data = stores.read_bytes(path)
         stores.publish(path, data, root=output)
-        return fingerprint
+        if not _plan_names(output):  # it looks at this once more when it has planned
+            return fingerprint
+        stores.publish(path, old_data, root=output)
     keys = sorted(key for key in old_job.keys() | job.keys() if old_job.get(key) != job.get(key))
     changes = ", ".join(f"{key} {old_job.get(key)!r} -> {job.get(key)!r}" for key in keys)
     raise OutputError(
