@@ -101,6 +101,14 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
             ["language_model", "name the file"],
         ),
         "alpha without a language model": (transcribe(full, out, "--alpha", "1"), ["alpha", "name lm"]),
+        "a language of a checkpoint with one": (
+            transcribe(full, out, "--language", "fra"),
+            ["config.json", "adapter_attn_dim", "leave the language settings out"],
+        ),
+        "languages of no output": (
+            transcribe(full, out, "--languages-from", str(empty), "--lm", lm),
+            [lm, "languages_from tells of several"],
+        ),
         "decode again what was not kept": (
             ["redecode", str(empty), "--output", str(out), "--beam-width", "10"],
             [str(empty), "--keep-log-probs"],

@@ -61,6 +61,9 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         stall_seconds: 900
         on_change: new
         partition_by: speaker
+        language_key: null
+        language: null
+        languages_from: null
         lm: lm.arpa
         alpha: 0.7
         beta: -1
@@ -341,9 +344,9 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         **search,
         **heads,
     }
-    assert other.keys() | {"task"} == {field.name for field in fields(JobConfig)}, (
-        "a new field must be placed here"
-    )
+    languages = {"language_key": "language", "language": "fra", "languages_from": "labelled"}
+    names = {field.name for field in fields(JobConfig)}
+    assert other.keys() | languages.keys() | {"task"} == names, "a new field must be placed here"
     also = ("embed=speakers", "classify=labels", "frames=turns")
     one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find", also=also)
     changes = {
@@ -359,6 +362,10 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         *heads,
     }
     assert job(task="embed").fingerprint_fields() != job().fingerprint_fields()
+    for name, value in languages.items():
+        made = job(**{name: value})
+        assert made.language_fields() == {name: value}
+        assert made.fingerprint_fields() == job().fingerprint_fields() | {name: value}
 
 
 def test_the_job_file_of_the_project_loads() -> None:
@@ -403,6 +410,42 @@ def test_settings_of_audio_are_checked(changes: dict[str, Any], words: str) -> N
     with pytest.raises(ConfigError, match=words):
         job(**changes)
     assert job(channel="3").channel == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"language_key": ""}, "language_key is '', expected a text; fill it in, or leave it out"),
+        ({"language": " "}, "language is ' ', expected a text"),
+        ({"languages_from": ""}, "languages_from is '', expected a text"),
+        ({"language": 7}, "language is 7"),
+        (
+            {"language": "fra", "task": "embed"},
+            "language is 'fra', which only transcribe and align have",
+        ),
+        (
+            {"language_key": "lang", "also": ("embed",)},
+            "which only transcribe alone has a use",
+        ),
+        (
+            {"language_key": "lang", "lm": "a.arpa"},
+            "lm is 'a.arpa', which is of one language",
+        ),
+        (
+            {"languages_from": "out", "hotwords": ("Ada",)},
+            "hotwords is .*languages_from tells of several",
+        ),
+        (
+            {"language_key": "lang", "lm": "a.arpa", "unigrams": "a.txt"},
+            "or do each language by itself",
+        ),
+    ],
+)
+def test_settings_of_languages_are_checked(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        job(**changes)
+    job(language="fra", lm="lm.arpa", hotwords=("Ada",))
+    AlignConfig(inputs=("a",), output="out", model="m", language_key="lang")
 
 
 def test_a_text_is_not_aligned_with_every_channel() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.made_languages import make_checkpoint
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.errors import CheckpointError
 from w2v_ray.hub import checkpoint_file, checkpoint_fingerprint, checkpoint_folder, read_json_file
@@ -518,3 +519,21 @@ def test_a_checkpoint_of_the_hub_brings_its_language_model(
     assert client(asked) == [[0.25, "AB"]]
     hub.stop()
     assert client(asked) == [[0.25, "AB"]]
+
+
+def test_languages_of_a_hub_id_are_those_of_its_vocabulary(
+    hub: StandInHub, client: Client, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "mms", pickled=("deu",))
+    (folder / "adapter.nld.safetensors").unlink()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["someone/mms"], hub.branches["someone/mms"] = {NEW: files}, {"main": NEW}
+    languages = "__import__('w2v_ray.languages', fromlist=['_'])"
+    tokenizer = "__import__('w2v_ray').Wav2Vec2CTCTokenizer.from_pretrained('someone/mms')"
+    assert client(f"{languages}.known_languages('someone/mms', {tokenizer})") == ["deu", "eng", "fra", "nld"]
+    assert not any("adapter" in request for request in hub.asked)
+    find = "__import__('w2v_ray.hub', fromlist=['_']).adapter_file('someone/mms', name)"
+    names = ["deu", "fra", "nld", "../fra"]
+    assert client(f"[(path := {find}) and path.name for name in {names}]") == [
+        *("adapter.deu.bin", "adapter.fra.safetensors", None, None)
+    ]

@@ -47,15 +47,16 @@ stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
-job        -> align_config audio config decoding errors frame_rate head_config heads hub output plan
-job        -> processors schema stores text
+languages  -> errors hub plan stores text
+job        -> align_config audio config decoder_config decoding errors frame_rate head_config heads
+job        -> hub languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> progress quarantine schema stages stores
+pipeline   -> languages progress quarantine schema stages stores
 dataset    -> output
-plugin_rows -> audio_config errors packing schema stages
-plugin     -> decoder_config decoding errors hub job plugin_rows schema stages
+plugin_rows -> audio_config errors languages packing schema stages text
+plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
 plugin_align -> hub job plugin_rows schema stages
 plugin_heads -> head_config heads plugin_rows schema stages
 demo       -> errors text

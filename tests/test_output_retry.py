@@ -151,7 +151,7 @@ def plan_rows(planned: Plan) -> list[dict[str, Any]]:
 def test_what_cannot_be_retried_says_so(out: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"reason is 'NoSuch', expected one of AlignError, .*ReadError"):
         retry(out, reasons=["NoSuch"])
-    with pytest.raises(ConfigError, match="stage is 'encoding', expected one of read_audio"):
+    with pytest.raises(ConfigError, match="stage is 'encoding', expected one of take_language"):
         retry(out, stages=["encode", "encoding"])
     with pytest.raises(OutputError, match=r"settings \(model 'm' -> 'other'\)"):
         make_retry_plan(out, job=JOB | {"model": "other"}, shard_seconds=100)

@@ -74,6 +74,7 @@ def add_job_commands(commands: Any, common: argparse.ArgumentParser, *, epilog: 
                 metavar="K",
                 help="keep the K likeliest tokens a frame for `w2v-ray redecode` (default of K: %(const)s)",
             )
+            _language_group(parser)
         else:
             groups.pop(task)(parser, "")
         add_decoder_arguments(parser, "" if task == "transcribe" else " (with --also transcribe)")
@@ -88,6 +89,7 @@ def add_job_commands(commands: Any, common: argparse.ArgumentParser, *, epilog: 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _encoder_arguments(align)
+    _language_group(align)
     add_decoder_workers(align)
     align.add_argument(
         "--text-key",
@@ -114,6 +116,21 @@ def job_of(args: argparse.Namespace) -> JobConfig:
 def _also(text: str) -> list[str]:
     """The entries of a list, whose commas are those before the name of a task."""
     return re.split(rf",(?=(?:{'|'.join(TASKS)})(?:=|,|$))", text)
+
+
+def _language_group(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("languages, of a checkpoint with an adapter for each")
+    group.add_argument("--language-key", metavar="KEY", help="key of the language in the manifest")
+    group.add_argument(
+        "--language",
+        metavar="NAME",
+        help="language of all recordings, or of those whose language is told nowhere (default: these fail)",
+    )
+    group.add_argument(
+        "--languages-from",
+        metavar="OUT",
+        help="output of `w2v-ray classify` with a checkpoint that identifies languages",
+    )
 
 
 def _embed_group(parser: argparse.ArgumentParser, when: str) -> None:

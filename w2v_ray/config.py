@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
-from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range, kind_of
+from w2v_ray.decoder_config import DecoderConfig, check_choice, check_one_language, check_range, kind_of
 from w2v_ray.errors import ConfigError
 from w2v_ray.head_config import TASKS, HeadConfig
 from w2v_ray.store_config import StoreConfig
@@ -35,6 +35,7 @@ ON_CHANGE = ("refuse", "new")
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 ITEM_DEADLINE_S = 300.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_LANGUAGES = ("language_key", "language", "languages_from")
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -124,6 +125,16 @@ class JobConfig(HeadConfig):
     partition_by: str | None = None
     """A key of the manifest, by whose value the files of the table are put into folders; null: none."""
 
+    language_key: str | None = None
+    """The key of each recording's language in what the inputs say of it; null: they say none."""
+
+    language: str | None = None
+    """The language of recordings that are told none, of a checkpoint with an adapter for each; null: where
+    none is told at all, the checkpoint's own."""
+
+    languages_from: str | None = None
+    """The output of a ``w2v-ray classify`` job that told the language of each of these recordings."""
+
     def __post_init__(self) -> None:
         super(JobConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
         object.__setattr__(self, "inputs", tuple(self.inputs))
@@ -167,6 +178,7 @@ class JobConfig(HeadConfig):
                     "leave it out"
                 )
         _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
+        _check_languages(self)
 
     @property
     def store_config(self) -> StoreConfig:
@@ -195,7 +207,12 @@ class JobConfig(HeadConfig):
             **self.head_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),
             **({} if self.partition_by is None else {"partition_by": self.partition_by}),
+            **self.language_fields(),
         }
+
+    def language_fields(self) -> dict[str, Any]:
+        """The settings of languages that are not as they were left."""
+        return {name: value for name in _LANGUAGES if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,6 +337,18 @@ def _check_counts(config: JobConfig | RedecodeConfig, *names: str) -> None:
             raise ConfigError(
                 f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
             )
+
+
+def _check_languages(job: JobConfig) -> None:
+    given = job.language_fields()
+    for name, value in given.items():
+        if not value.strip():
+            raise ConfigError(f"{name} is {value!r}, expected a text; fill it in, or leave it out")
+        if job.task not in ("transcribe", "align") or job.also:
+            those = "transcribe alone has" if job.also else "transcribe and align have"
+            raise ConfigError(f"{name} is {value!r}, which only {those} a use for; leave it out")
+    if given.keys() - {"language"}:
+        check_one_language(job, next(iter(given)))
 
 
 def _names() -> list[str]:

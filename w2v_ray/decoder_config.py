@@ -8,7 +8,7 @@ from typing import Any
 
 from w2v_ray.errors import ConfigError
 
-__all__ = ["DecoderConfig", "check_choice", "check_range", "check_types", "kind_of"]
+__all__ = ["DecoderConfig", "check_choice", "check_one_language", "check_range", "check_types", "kind_of"]
 
 
 def _is_text(value: object) -> bool:
@@ -148,6 +148,20 @@ def check_types(config: DecoderConfig) -> None:
             )
         if str(field.type).startswith("float") and value is not None:
             object.__setattr__(config, field.name, float(value))
+
+
+def check_one_language(decoder: DecoderConfig, several: str) -> None:
+    """Refuses what is of one language where ``several`` tells of more than one.
+
+    Raises:
+        ConfigError: A language model, its words or hotwords are named.
+    """
+    for name in ("lm", "unigrams", "hotwords"):
+        if value := getattr(decoder, name):
+            raise ConfigError(
+                f"{name} is {value!r}, which is of one language, and {several} tells of several; leave it "
+                "out, or do each language by itself"
+            )
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -15,6 +15,7 @@
         +-- AudioLimitError  its rate, channel count, length or samples are outside what is accepted
         +-- EmptyAudioError  it decodes to no samples at all
         +-- TooShortError    it has fewer samples than the encoder needs for one frame
+        +-- LanguageError    its language is not told, or the checkpoint has no adapter or vocabulary for it
         +-- SegmentError     the voice activity detector of the job failed on it
         +-- EncodeError      the encoder failed on this item alone
         +-- AlignError       its text is missing, or cannot be aligned with it
@@ -36,6 +37,7 @@ __all__ = [
     "InputError",
     "ItemError",
     "JobError",
+    "LanguageError",
     "LanguageModelError",
     "MissingExtraError",
     "OutputError",
@@ -107,6 +109,10 @@ class EmptyAudioError(ItemError):
 
 class TooShortError(ItemError):
     """An item has fewer samples than the encoder needs for one frame."""
+
+
+class LanguageError(ItemError):
+    """The language of an item is not told, or the checkpoint has no adapter or vocabulary for it."""
 
 
 class SegmentError(ItemError):

@@ -15,9 +15,12 @@ from w2v_ray.errors import CheckpointError, OutputError
 
 __all__ = [
     "absolute_model",
+    "adapter_file",
+    "adapter_languages",
     "checkpoint_file",
     "checkpoint_fingerprint",
     "checkpoint_folder",
+    "is_language_name",
     "read_json_file",
     "shard_names",
     "upload_saved",
@@ -38,6 +41,7 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_ADAPTER_SUFFIXES = ("safetensors", "bin")
 
 
 def checkpoint_file(
@@ -168,6 +172,38 @@ def _said(error: Exception, model: str, revision: str | None, what: str) -> Chec
         )
     reason = " ".join(str(error).split())[:200]
     return CheckpointError(f"{what} of model {at} could not be fetched ({reason}); try again")
+
+
+def is_language_name(language: str) -> bool:
+    """Whether a text can be the name of a language: part of a file's name, and of no folder's."""
+    return bool(language) and Path(language).name == language and "\\" not in language
+
+
+def adapter_file(model: str | Path, language: str, *, revision: str | None = None) -> Path | None:
+    """The file with the adapter of a language, ``adapter.LANGUAGE.safetensors`` or ``.bin``, or None.
+
+    Raises:
+        CheckpointError: The model cannot be found or reached.
+    """
+    if is_language_name(language):
+        for suffix in _ADAPTER_SUFFIXES:
+            name = f"adapter.{language}.{suffix}"
+            path = checkpoint_file(model, name, revision=revision, required=False)
+            if path is not None:
+                return path
+    return None
+
+
+def adapter_languages(model: str | Path) -> list[str]:
+    """The languages that a folder has adapters of, sorted; of a hub id it is not known, and none."""
+    folder = Path(model).expanduser()
+    return sorted(
+        {
+            path.name.removeprefix("adapter.").removesuffix(f".{suffix}")
+            for suffix in _ADAPTER_SUFFIXES
+            for path in (folder.glob(f"adapter.*.{suffix}") if folder.is_dir() else ())
+        }
+    )
 
 
 def absolute_model(model: str) -> str:

@@ -9,23 +9,32 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
 from w2v_ray.config import JobConfig, RedecodeConfig, read_override
+from w2v_ray.decoder_config import check_one_language
 from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
 from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
-from w2v_ray.output import make_retry_plan, remove_leftovers
+from w2v_ray.languages import check_languages, claim_adapters
+from w2v_ray.output import (
+    SpokenLanguages,
+    make_retry_plan,
+    remove_leftovers,
+    spoken_languages_fingerprint,
+)
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
-from w2v_ray.plan.records import read_settings
+from w2v_ray.plan.records import read_job, read_settings
 from w2v_ray.processors import AutoTokenizer
 from w2v_ray.schema import TABLE_OF_TASK
+from w2v_ray.text.languages import Tokenizers
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = [
@@ -95,6 +104,9 @@ def prepare(job: JobConfig) -> Plan:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
     fields, vocabulary = _checked(job)
+    annotate = None
+    if job.languages_from is not None:
+        annotate = partial(SpokenLanguages(job.languages_from).annotate, key=job.language_key)
     plan = make_plan(
         job.inputs,
         job.output,
@@ -104,7 +116,9 @@ def prepare(job: JobConfig) -> Plan:
         on_change=job.on_change,
         audio_column=job.audio_column,
         settings=_settings(job),
+        annotate=annotate,
     )
+    claim_adapters(plan, fields, model=job.model)
     if job.keep_log_probs is not None:
         assert vocabulary is not None, "only transcribe keeps them"
         frame_s = vocabulary.seconds_per_frame
@@ -138,7 +152,7 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         stages: Stages that failed; empty: all.
     """
     fields, _ = _checked(job)
-    return make_retry_plan(
+    plan = make_retry_plan(
         job.output,
         job=fields,
         reasons=reasons,
@@ -146,6 +160,8 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         shard_seconds=job.shard_seconds,
         cut_long=_cuts_long(job),
     )
+    claim_adapters(plan, fields, model=job.model)
+    return plan
 
 
 def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
@@ -161,13 +177,23 @@ def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
     for head in find_heads(job, job.model, revision=job.revision):
         if head.task == "transcribe":
             vocabulary = vocabulary_of(head.model, revision=head.revision)
-            content |= check_decoder(
-                job.decoder(), vocabulary.tokenizer, model=head.model, revision=head.revision
-            )
+            tokenizer = vocabulary.tokenizer
+            if job.language_fields():
+                content |= check_languages(
+                    head.model,
+                    tokenizer,
+                    revision=head.revision,
+                    language=job.language,
+                    is_one=job.language_key is None and job.languages_from is None,
+                )
+                tokenizer = Tokenizers(tokenizer)(job.language)
+            content |= check_decoder(job.decoder(), tokenizer, model=head.model, revision=head.revision)
         elif head.task == "embed":
             content["pooling"] = head.pooling  # what auto was
         elif head.task == "frames":
             content["activation"] = head.activation
+    if job.languages_from is not None:
+        content["languages_from"] = spoken_languages_fingerprint(job.languages_from)
     if job.also:
         content["also"] = [_content_of_also(text) for text in job.also]
     return job.fingerprint_fields() | content, vocabulary
@@ -191,6 +217,7 @@ def _settings(job: JobConfig) -> dict[str, Any]:
         "also": [f"{task}={model}" if model else task for task, model in also],
         "lm": files.lm,
         "unigrams": files.unigrams,
+        "languages_from": job.languages_from and stores.canonical(job.languages_from),
     }
     return {name: value for name, value in asdict(job).items() if name not in ("inputs", "output")} | places
 
@@ -207,11 +234,21 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
             "lm is 'checkpoint', which redecode does not read; name the file in its folder language_model"
         )
     tokenizer, frame_s = read_vocabulary(job.source)
-    content = check_decoder(job.decoder(), tokenizer)
+    content = check_decoder(job.decoder(), _of_language(tokenizer, job))
     stores.check_writable(job.output)
     stores.remove_unfinished(job.output)
     plan = make_redecode_plan(job.source, job.output, job=content)
     return plan, Vocabulary(tokenizer=tokenizer, seconds_per_frame=frame_s)
+
+
+def _of_language(tokenizer: Wav2Vec2CTCTokenizer, job: RedecodeConfig) -> Wav2Vec2CTCTokenizer:
+    """The tokenizer of the language of a source, where it is of one."""
+    _, source = read_job(stores.canonical(job.source))
+    for name in ("language_key", "languages_from"):
+        if source.get(name) is not None:
+            check_one_language(job, repr(job.source))
+    language = source.get("language")
+    return tokenizer if language is None else Tokenizers(tokenizer)(str(language))
 
 
 def summarize(

@@ -31,6 +31,7 @@ from w2v_ray.decoding import reachable
 from w2v_ray.execution import RemoteBook, Run, data_settings, running_ray
 from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
+from w2v_ray.languages import known_languages
 from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.parts import log_probs_files
 from w2v_ray.plan import Plan
@@ -48,6 +49,7 @@ from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
 from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
+from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 
 __all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
@@ -116,6 +118,8 @@ def build(
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         if isinstance(job, AlignConfig):
             ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
+        if (languages := _languages(job)) is not None:
+            ds = ds.map_batches(PackedStage(TakeLanguage(languages)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("read_audio", read)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("decode_audio", decode)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("segment_audio", segment)), batch_size=1, **task)
@@ -130,6 +134,15 @@ def build(
             **_environment(),
         )
         return _finished_and_written(ds, results, write, pools, guard, keep=job.keep_log_probs)
+
+
+def _languages(job: JobConfig) -> TakeLanguageConfig | None:
+    """Where the language of a recording is told; None: nowhere."""
+    if not job.language_fields():
+        return None
+    tokenizer = vocabulary_of(job.model, revision=job.revision).tokenizer
+    known = known_languages(job.model, tokenizer, revision=job.revision)
+    return TakeLanguageConfig(key=job.language_key, default=job.language, known=known)
 
 
 def _results(job: JobConfig, head: Head, pools: Pools) -> Iterator[ResultConfig]:

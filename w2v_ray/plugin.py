@@ -11,15 +11,23 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
-from w2v_ray.decoder_config import DecoderConfig
+from w2v_ray.decoder_config import DecoderConfig, check_one_language
 from w2v_ray.decoding import check_decoder, reachable
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
-from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
+from w2v_ray.plugin_rows import (
+    LoadRows,
+    append_columns,
+    choose_device,
+    encode_rows,
+    row_languages,
+    split_rows,
+)
 from w2v_ray.schema import ERROR, WORD
 from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
 from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.segment_audio import SegmentAudioConfig
+from w2v_ray.text.languages import Tokenizers
 
 __all__ = ["transcribe"]
 
@@ -40,6 +48,8 @@ def transcribe(
     model: str,
     revision: str | None = None,
     audio_column: str | None = None,
+    language_column: str | None = None,
+    language: str | None = None,
     prefix: str = "",
     device: str = "auto",
     attn_implementation: str = "sdpa",
@@ -66,6 +76,10 @@ def transcribe(
             or of "array" and "sampling_rate" as Hugging Face datasets have them, or an array of
             samples in [-1, 1] (channels first if there are several) with its rate in the column
             sampling_rate or sample_rate.
+        language_column: The column with the language of each row, of a checkpoint with an adapter for each:
+            that of eng is adapter.eng.safetensors. Rows of one language follow each other in a batch; sort
+            the Dataset by it where there are many.
+        language: That of rows whose column is null, or of all rows where there is no such column.
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
@@ -102,7 +116,13 @@ def transcribe(
     vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
     decoder = DecoderConfig() if decoder is None else decoder
-    check_decoder(decoder, vocabulary.tokenizer, model=model, revision=revision)
+    languages = row_languages(
+        model, vocabulary.tokenizer, revision=revision, column=language_column, default=language
+    )
+    tokenizer = Tokenizers(vocabulary.tokenizer)(language)
+    check_decoder(decoder, tokenizer, model=model, revision=revision)
+    if language_column is not None:
+        check_one_language(decoder, "language_column")
     encode = EncodeConfig(
         model=model,
         revision=revision,
@@ -123,6 +143,7 @@ def transcribe(
         caller="transcribe",
         added=tuple(prefix + name for name in _ADDED),
         audio_column=audio_column,
+        languages=languages,
         channel=channel,
         segment=SegmentAudioConfig(
             max_segment_seconds=max_segment_seconds, vad=vad, keep_non_speech=keep_non_speech

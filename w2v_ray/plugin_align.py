@@ -12,7 +12,14 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
-from w2v_ray.plugin_rows import LoadRows, append_columns, choose_device, encode_rows, split_rows
+from w2v_ray.plugin_rows import (
+    LoadRows,
+    append_columns,
+    choose_device,
+    encode_rows,
+    row_languages,
+    split_rows,
+)
 from w2v_ray.schema import ALIGNMENT, ERROR
 from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig
 from w2v_ray.stages.encode_config import EncodeConfig
@@ -31,6 +38,8 @@ def align(
     text_column: str = "text",
     revision: str | None = None,
     audio_column: str | None = None,
+    language_column: str | None = None,
+    language: str | None = None,
     prefix: str = "",
     device: str = "auto",
     attn_implementation: str = "sdpa",
@@ -49,6 +58,10 @@ def align(
         text_column: The column with what is said.
         revision: Branch, tag or commit of a hub id.
         audio_column: The column with the audio, in the forms that ``transcribe`` takes.
+        language_column: The column with the language of each row, of a checkpoint with an adapter for each:
+            that of eng is adapter.eng.safetensors. Rows of one language follow each other in a batch; sort
+            the Dataset by it where there are many.
+        language: That of rows whose column is null, or of all rows where there is no such column.
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
@@ -79,8 +92,11 @@ def align(
         ConfigError: A setting is out of bounds. An audio or text column is absent, or a column that is
             to be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
-    seconds_per_frame = vocabulary_of(model, revision=revision).seconds_per_frame
+    vocabulary = vocabulary_of(model, revision=revision)
     model = absolute_model(model)
+    languages = row_languages(
+        model, vocabulary.tokenizer, revision=revision, column=language_column, default=language
+    )
     encode = EncodeConfig(
         model=model,
         revision=revision,
@@ -89,12 +105,13 @@ def align(
         dtype=dtype,
         num_threads=encoder_threads,
     )
-    text = AlignTextConfig(model=model, revision=revision, seconds_per_frame=seconds_per_frame)
+    text = AlignTextConfig(model=model, revision=revision, seconds_per_frame=vocabulary.seconds_per_frame)
     load = LoadRows(
         caller="align",
         added=tuple(prefix + name for name in _ADDED),
         audio_column=audio_column,
         text_column=text_column,
+        languages=languages,
         max_item_seconds=MAX_ITEM_SECONDS,
         segment=SegmentAudioConfig(max_segment_seconds=max_segment_seconds),
     )

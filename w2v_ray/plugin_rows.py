@@ -14,7 +14,8 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.audio_config import check_channel
-from w2v_ray.errors import AlignError, ConfigError, ItemError
+from w2v_ray.errors import AlignError, ConfigError, ItemError, LanguageError
+from w2v_ray.languages import check_languages, known_languages
 from w2v_ray.packing import pack, unpack
 from w2v_ray.schema import ALIGNMENT, ERROR, READ, error_value
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
@@ -22,8 +23,69 @@ from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.take_audio import TakeAudio
+from w2v_ray.stages.take_language import with_languages
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["LoadRows", "append_columns", "choose_device", "encode_rows", "split_rows"]
+__all__ = [
+    "LoadRows",
+    "RowLanguages",
+    "append_columns",
+    "choose_device",
+    "encode_rows",
+    "row_languages",
+    "split_rows",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLanguages:
+    """Where the language of a row is told, and which there are."""
+
+    column: str | None
+    """The column with its name; None: all rows are of the default."""
+    default: str | None
+    """Of rows whose column is null; None: they fail."""
+    known: tuple[str, ...] | None
+    """Those that the checkpoint has; None: that shows when one is first used."""
+
+    def add(self, items: pa.Table, rows: pa.Table) -> pa.Table:
+        """The items with ``language``; those without one, or of one that is not known, have failed."""
+        if self.column is None:
+            return with_languages(items, [self.default] * items.num_rows, known=self.known)
+        if self.column not in rows.column_names:
+            raise ConfigError(
+                f"the Dataset has no language column {self.column!r} (its columns are "
+                f"{', '.join(rows.column_names)}); name it with language_column="
+            )
+        missing: object = self.default
+        if missing is None:
+            missing = LanguageError(
+                f"column {self.column!r} is null; fill it in, or pass language= for such rows"
+            )
+        names = rows.column(self.column).to_pylist()
+        found = [missing if name is None else name for name in names]
+        return with_languages(items, found, known=self.known)
+
+
+def row_languages(
+    model: str,
+    tokenizer: Wav2Vec2CTCTokenizer,
+    *,
+    revision: str | None,
+    column: str | None,
+    default: str | None,
+) -> RowLanguages | None:
+    """Where the languages of rows are told, once the checkpoint is seen to have any; None: nowhere.
+
+    Raises:
+        ConfigError: It has not the default.
+        CheckpointError: It has no adapters, or one does not fit its vocabulary.
+    """
+    if column is None and default is None:
+        return None
+    check_languages(model, tokenizer, revision=revision, language=default, is_one=column is None)
+    known = known_languages(model, tokenizer, revision=revision)
+    return RowLanguages(column=column, default=default, known=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +99,8 @@ class LoadRows:
     audio_column: str | None
     text_column: str | None = None
     """The column whose text goes with the segments; None: none does."""
+    languages: RowLanguages | None = None
+    """The language of each row; None: the checkpoint's own."""
     max_item_seconds: float = DecodeAudioConfig().max_item_seconds
     channel: str | int = "mix"
     segment: SegmentAudioConfig
@@ -72,6 +136,8 @@ class LoadRows:
         items = TakeAudio(self.audio_column)(rows)
         if self.text_column is not None:
             items = _with_texts(items, rows, self.text_column)
+        if self.languages is not None:
+            items = self.languages.add(items, rows)
         decode = DecodeAudio(DecodeAudioConfig(max_item_seconds=self.max_item_seconds, channel=self.channel))
         segments = SegmentAudio(self.segment)(decode(ReadAudio(ReadAudioConfig())(items)))
         return _join(rows, segments)

@@ -27,6 +27,9 @@ __all__ = [
     "ITEM",
     "KEPT",
     "LABEL",
+    "LANGUAGE",
+    "LANGUAGE_ERROR_KEY",
+    "LANGUAGE_KEY",
     "LOG_PROBS",
     "READ",
     "REJECT",
@@ -46,6 +49,9 @@ SCHEMA_VERSION = 3
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
+# In the metadata of an item whose language planning took from another output: it, or why there is none.
+LANGUAGE_KEY = "w2v_ray.language"
+LANGUAGE_ERROR_KEY = "w2v_ray.language_error"
 
 ERROR = pa.struct(
     [
@@ -83,6 +89,10 @@ _RECORDING = _column("recording_id", pa.string(), "unique and stable name of the
 _URI = _column("uri", pa.string(), "where the bytes are: a path or an fsspec URL")
 _METADATA = _column("metadata", pa.string(), "JSON object: what the input's manifest said besides")
 _ERROR = _column("error", ERROR, "null unless the item failed; later stages pass such rows on")
+
+LANGUAGE = _column(
+    "language", pa.string(), "language whose adapter and vocabulary were used; null: the checkpoint's own"
+)
 
 # What the planner writes and read_audio takes: one row is a recording or a time range of one.
 ITEM = pa.schema(
@@ -177,6 +187,7 @@ TRANSCRIPT = pa.schema(
         _column("characters", pa.list_(CHARACTER), "those of the words; null unless asked for", "s"),
         _column("logit_score", pa.float64(), "log-probability of the text by the emission; null: greedy"),
         _column("lm_score", pa.float64(), "the same plus language model and hotwords; null: greedy"),
+        LANGUAGE,
         ENCODED[1],
         *DECODED[2:],
         SEGMENT[2],
@@ -274,6 +285,7 @@ ALIGNMENT = pa.schema(
         _column("loss_per_label", pa.float64(), "high where the text is wrong; null: no labels", "nats"),
         _column("words", pa.list_(ALIGNED_WORD), "every word of the text in order"),
         _column("characters", pa.list_(ALIGNED_CHARACTER), "the characters of the words in order"),
+        LANGUAGE,
         ENCODED[1],
         *DECODED[2:],
         _METADATA,

@@ -75,6 +75,7 @@ def test_text_words_and_columns(model: str) -> None:
     out = stage(model)(table)
     assert out.column_names == [
         *(name for name in table.column_names if name != "log_probs"),
+        "language",
         *DECODED_TEXT,
     ]
     for name in DECODED_TEXT:
@@ -305,3 +306,21 @@ def test_it_needs_no_torch() -> None:
     code = "import sys, w2v_ray.stages.decode_text; print('torch' in sys.modules, 'ray' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.split() == ["False", "False"]
+
+
+def test_each_segment_is_read_in_its_language(tmp_path: Path) -> None:
+    letters = {"eng": "NOS", "fra": "SON"}
+    special = ["<pad>", "<s>", "</s>", "<unk>", "|"]
+    vocabulary = {name: {t: i for i, t in enumerate([*special, *own])} for name, own in letters.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "tokenizer_config.json").write_text('{"target_lang": "eng"}')
+    values = np.full((6, 8), np.log(0.01))
+    values[range(6), [5, 6, 4, 7, 6, 0]] = np.log(0.93)
+    row = {"log_probs": values.astype("<f2").tobytes(), "num_frames": 6}
+    languages = ["fra", None, "eng", "fra"]
+    table = encoded(row, row, row, row)
+    table = table.append_column("language", pa.array(languages))
+    for decoder in ({}, {"beam_width": 8}):
+        out = stage(str(tmp_path), **decoder)(table)
+        assert out["text"].to_pylist() == ["SO NO", "NO SO", "NO SO", "SO NO"]
+        assert out["language"].to_pylist() == languages

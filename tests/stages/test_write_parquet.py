@@ -53,6 +53,7 @@ def segment(item: int, index: int | None, **changes: Any) -> dict[str, Any]:
         "characters": None,
         "logit_score": -1.5,
         "lm_score": -2.5,
+        "language": "fra",
         "num_frames": 999,
         "sample_rate_hz": 8000,
         "num_channels": 2,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from w2v_ray.errors import CheckpointError, ConfigError
-from w2v_ray.hub import checkpoint_file
+from w2v_ray.hub import adapter_file, adapter_languages, is_language_name
 from w2v_ray.models.checkpoint import read_weight_file
 from w2v_ray.models.config import Wav2Vec2Config
 
@@ -101,13 +101,12 @@ def read_language_adapter(
         CheckpointError: There is no such file, or it cannot be read.
         ConfigError: ``language`` cannot be part of a file's name.
     """
-    if not language or Path(language).name != language or "\\" in language:
+    if not is_language_name(language):
         raise ConfigError(f"target_lang is {language!r}, expected the name of a language such as 'eng'")
-    for suffix in ("safetensors", "bin"):
-        path = checkpoint_file(model, f"adapter.{language}.{suffix}", revision=revision, required=False)
-        if path is not None:
-            return read_weight_file(path), str(path)
-    known = sorted({path.name.split(".")[1] for path in Path(model).expanduser().glob("adapter.*.*")})
+    path = adapter_file(model, language, revision=revision)
+    if path is not None:
+        return read_weight_file(path), str(path)
+    known = adapter_languages(model)
     has = f"it has {', '.join(known[:12])}" if known else "see which ones it lists"
     raise CheckpointError(
         f"model {str(model)!r} has no adapter.{language}.safetensors or adapter.{language}.bin ({has}); "

@@ -7,6 +7,7 @@ Letters in tensor names: B batch, L frames, E width, K classes, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -207,7 +208,20 @@ class Wav2Vec2ForCTC(Wav2Vec2Family, _CTC):
                 )
             model, known_revision = self.checkpoint
             revision = revision or known_revision
-        weights, source = read_language_adapter(model, target_lang, revision=revision)
+        self.fill_adapter(*read_language_adapter(model, target_lang, revision=revision), target_lang)
+
+    def fill_adapter(self, weights: Mapping[str, torch.Tensor], source: str, target_lang: str | None) -> None:
+        """Changes the language to one whose weights are in memory; else as ``load_adapter``.
+
+        Args:
+            weights: Those of ``adapter_weights``, on any device and of any floating dtype.
+            source: Where they came from, for messages.
+            target_lang: What they are of.
+
+        Raises:
+            CheckpointError: They do not fit, and the model is as it was; it names them.
+        """
+        config = self.config
         head = weights.get("lm_head.weight")
         vocab_size = head.shape[0] if head is not None and head.ndim == 2 else config.vocab_size
         expected = self.adapter_weights()

@@ -4,6 +4,7 @@ planning what was rejected again.
 
 from w2v_ray.output.auditing import Audit, Finding, audit
 from w2v_ray.output.compacting import Compaction, compact
+from w2v_ray.output.languages import SpokenLanguages, spoken_languages_fingerprint
 from w2v_ray.output.leftovers import remove_leftovers
 from w2v_ray.output.retrying import make_retry_plan
 from w2v_ray.output.rows import Unit, current_rows, reading_units, row_schema
@@ -12,6 +13,7 @@ __all__ = [
     "Audit",
     "Compaction",
     "Finding",
+    "SpokenLanguages",
     "Unit",
     "audit",
     "compact",
@@ -20,4 +22,5 @@ __all__ = [
     "reading_units",
     "remove_leftovers",
     "row_schema",
+    "spoken_languages_fingerprint",
 ]

@@ -19,7 +19,15 @@ __all__ = ["make_retry_plan"]
 
 _THREADS = 32
 _REASONS = [name for name in errors.__all__ if issubclass(getattr(errors, name), ItemError)]
-_STAGES = ("read_audio", "decode_audio", "segment_audio", "encode", "decode_text", "align_text")
+_STAGES = (
+    "take_language",
+    "read_audio",
+    "decode_audio",
+    "segment_audio",
+    "encode",
+    "decode_text",
+    "align_text",
+)
 
 
 def make_retry_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -28,7 +28,8 @@ from w2v_ray.plan import records
 from w2v_ray.plan.durations import with_durations
 from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
-from w2v_ray.plan.shards import check_partition_key, long_seconds, make_items, make_shards, shard_bounds
+from w2v_ray.plan.languages import language_keys, shard_languages
+from w2v_ray.plan.shards import check_key, long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
@@ -53,7 +54,7 @@ class Plan:
     shard_seconds: Mapping[str, float]
     """Planned seconds of audio by shard, in the order of the plan."""
     pending: Sequence[str]
-    """The shards that are not published, in the order of the plan."""
+    """The shards that are not published, in the order they are done: by language, then as planned."""
     num_new: int
     """Items that this run planned."""
     num_changed: int
@@ -88,16 +89,16 @@ class Plan:
         """Seconds of audio in shards that are not published."""
         return sum(self.shard_seconds[shard_id] for shard_id in self.pending)
 
-    def shard_tables(self, shard_ids: Collection[str] | None = None) -> Iterator[pa.Table]:
-        """The items of each shard as a table of its own, in order; of ``shard_ids`` only where given."""
-        wanted = None if shard_ids is None else set(shard_ids)
-        for shard_id, begin, size in shard_bounds(self.items):
-            if wanted is None or shard_id in wanted:
-                # Copied, as a slice would carry the whole plan with it wherever it is sent.
-                yield self.items.slice(begin, size).take(pa.array(range(size), pa.int64()))
+    def shard_tables(self, shard_ids: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The items of each shard as a table of its own; of ``shard_ids`` alone, in their order, if given."""
+        places = {shard_id: (begin, size) for shard_id, begin, size in shard_bounds(self.items)}
+        for shard_id in places if shard_ids is None else shard_ids:
+            begin, size = places[shard_id]
+            # Copied, as a slice would carry the whole plan with it wherever it is sent.
+            yield self.items.slice(begin, size).take(pa.array(range(size), pa.int64()))
 
     def pending_tables(self) -> Iterator[pa.Table]:
-        """The items of each shard that is not published, in order."""
+        """The items of each shard that is not published, in the order of ``pending``."""
         return self.shard_tables(self.pending)
 
 
@@ -111,6 +112,7 @@ def make_plan(
     on_change: str = "refuse",
     settings: Mapping[str, Any] | None = None,
     audio_column: str | None = None,
+    annotate: Callable[[str, str | None], str | None] | None = None,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -123,10 +125,12 @@ def make_plan(
         on_change: ``refuse`` recordings that have changed since they were planned, or plan them ``new``.
         settings: All settings of the job, to be kept in the output for those who take it up again.
         audio_column: The column of tables that holds or names the audio; None: found by its name and type.
+        annotate: Gives the metadata of a recording, by its id and what its input says, with what is known of
+            it from elsewhere.
 
     Raises:
         InputError: An input does not exist or holds no audio, two recordings have one id, or no entry has
-            the key by which files are to be partitioned.
+            the key by which files are to be partitioned, or that is to tell the language.
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
             changed since, unless ``on_change`` is ``new``.
     """
@@ -136,7 +140,12 @@ def make_plan(
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     known = Known(only_newest(planned))
-    listed = _listed(inputs, skipped, _containers(planned), audio_column, known, read_keys(job))
+    # What is known from elsewhere may have changed, unlike the tars and tables that are planned.
+    containers = _containers(planned) if annotate is None else ()
+    entries = list_inputs(inputs, skipped=skipped, planned=containers, audio_column=audio_column)
+    if annotate is not None:
+        entries = (e._replace(metadata=annotate(e.recording_id, e.metadata)) for e in entries)
+    listed = _listed(entries, known, read_keys(job))
     kept = _first_of_each(listed)
     known.check_names(kept)
     crash_point("plan.ready")
@@ -146,10 +155,15 @@ def make_plan(
             items = planned.slice(0, 0)
             break
         new = with_durations(new, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-        key = partition_key(job)
-        if key is not None:
-            check_partition_key(key, new, planned)
-        items = make_items(new, shard_seconds, cut_long=cut_long, partition_by=key)
+        if (key := partition_key(job)) is not None:
+            check_key("partition_by", key, new, planned)
+        if (told := job.get("language_key")) is not None and not (
+            job.get("language") or job.get("languages_from")
+        ):
+            check_key("language_key", str(told), new, planned)
+        items = make_items(
+            new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=language_keys(job)
+        )
         _check_owner(output, fingerprint)
         if records.publish_plan(output, items, num_plans + 1):
             _check_owner(output, fingerprint)  # as another job takes what has no plan yet
@@ -200,7 +214,8 @@ def plan_entries(
     generations = [last[name] + 1 for name in again.column("recording_id").to_pylist()]
     place = again.column_names.index("generation")
     again = again.set_column(place, ITEM.field("generation"), pa.array(generations, pa.int32()))
-    items = make_shards(again, shard_seconds, partition_key(job))
+    key, keys = partition_key(job), language_keys(job)
+    items = make_shards(again, shard_seconds, key, keys)
     if not changed:
         return items
     newest = only_newest(planned)
@@ -219,13 +234,14 @@ def plan_entries(
         _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
-    made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=partition_key(job))
+    made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=keys)
     return pa.concat_tables([items, made])
 
 
 def read_keys(job: Mapping[str, records.Json]) -> list[str]:
     """The keys of the metadata that a job with these settings reads: they are inputs like the audio."""
-    return [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
+    keys = [str(job[name]) for name in ("text_key", "partition_by") if job.get(name) is not None]
+    return keys + language_keys(job)
 
 
 def partition_key(job: Mapping[str, records.Json]) -> str | None:
@@ -244,21 +260,27 @@ def plan_of(
     num_duplicates: int = 0,
     skipped: Mapping[str, int] | None = None,
 ) -> Plan:
-    """All that is planned, beside what of it is published."""
+    """All that is planned, beside what of it is published; what is pending goes by language."""
     published = list_parts(output, records.table_of(job)).files
     wanted = set(pc.unique(only_newest(items).column("shard_id")).to_pylist())
-    seconds = {
-        shard_id: pc.sum(items.column("planned_s").slice(begin, size)).as_py()
+    bounds = {
+        shard_id: (begin, size)
         for shard_id, begin, size in shard_bounds(items)
         if shard_id in wanted or shard_id in published
     }
+    planned_s = items.column("planned_s")
+    seconds = {shard_id: pc.sum(planned_s.slice(*place)).as_py() for shard_id, place in bounds.items()}
+    pending = [shard_id for shard_id in bounds if shard_id not in published]
+    if keys := language_keys(job):
+        languages = shard_languages(items, keys)
+        pending.sort(key=lambda shard_id: languages[shard_id] or "")  # stable: as planned within one
     return Plan(
         output=output,
         job_fingerprint=records.read_job(output)[0],
         partition_by=partition_key(job),
         items=items,
         shard_seconds=seconds,
-        pending=tuple(shard_id for shard_id in seconds if shard_id not in published),
+        pending=tuple(pending),
         num_new=num_new,
         num_changed=num_changed,
         num_duplicates=num_duplicates,
@@ -266,16 +288,8 @@ def plan_of(
     )
 
 
-def _listed(
-    inputs: Sequence[str],
-    skipped: Counter[str],
-    planned: Collection[tuple[str, str | None, str | None]],
-    audio_column: str | None,
-    known: Known,
-    keys: Sequence[str],
-) -> pa.Table:
+def _listed(entries: Iterator[Entry], known: Known, keys: Sequence[str]) -> pa.Table:
     """The entries that are not planned as they are."""
-    entries = list_inputs(inputs, skipped=skipped, planned=planned, audio_column=audio_column)
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
         fresh = known.unplanned(_table(chunk, keys))

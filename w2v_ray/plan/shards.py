@@ -19,7 +19,7 @@ from w2v_ray.plan.known import text_slices
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
 __all__ = [
-    "check_partition_key",
+    "check_key",
     "group",
     "long_seconds",
     "make_items",
@@ -83,11 +83,11 @@ def group(planned_s: Sequence[float], num_bytes: Sequence[int], shard_seconds: f
     return [*ends, len(planned_s)] if planned_s else []
 
 
-def check_partition_key(key: str, *tables: pa.Table) -> None:
-    """Sees that some entry or planned item says something under the key by which files are partitioned.
+def check_key(setting: str, key: str, *tables: pa.Table) -> None:
+    """Sees that some entry or planned item says something under a key that a setting names.
 
     Raises:
-        InputError: None does, so that all would be in one partition without a value.
+        InputError: None does, so that the setting would be of no use.
     """
     names: set[str] = set()
     is_damage_all = True
@@ -104,13 +104,18 @@ def check_partition_key(key: str, *tables: pa.Table) -> None:
         return
     known = ", ".join(sorted(names)[:10]) or "none"
     raise InputError(
-        f"partition_by is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
-        "of a manifest, or leave partition_by out"
+        f"{setting} is {key!r}, which no entry of the inputs has as a key (their keys: {known}); name one "
+        f"of a manifest, or leave {setting} out"
     )
 
 
 def make_items(
-    entries: pa.Table, shard_seconds: float, *, cut_long: bool = True, partition_by: str | None = None
+    entries: pa.Table,
+    shard_seconds: float,
+    *,
+    cut_long: bool = True,
+    partition_by: str | None = None,
+    language_keys: Sequence[str] = (),
 ) -> pa.Table:
     """The rows of a plan.
 
@@ -120,6 +125,7 @@ def make_items(
         shard_seconds: Of audio in a shard.
         cut_long: Whether long recordings are cut into time ranges; else each is one item.
         partition_by: The key of the metadata whose value all items of a shard have in common.
+        language_keys: Other such keys.
 
     Returns:
         A table of the schema ITEM, shard after shard.
@@ -127,14 +133,17 @@ def make_items(
     Raises:
         InputError: A value of ``partition_by`` is too long for the name of a folder.
     """
-    return make_shards(_cut(entries, shard_seconds if cut_long else math.inf), shard_seconds, partition_by)
+    items = _cut(entries, shard_seconds if cut_long else math.inf)
+    return make_shards(items, shard_seconds, partition_by, language_keys)
 
 
-def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None = None) -> pa.Table:
+def make_shards(
+    items: pa.Table, shard_seconds: float, partition_by: str | None = None, language_keys: Sequence[str] = ()
+) -> pa.Table:
     """Items that are cut already, in shards of their own; arguments and result as of `make_items`."""
     sizes = [items.num_rows]
-    if partition_by is not None:
-        items, sizes = _partitioned(items, partition_by)
+    if partition_by is not None or language_keys:
+        items, sizes = _grouped(items, partition_by, language_keys)
     is_inside = pc.is_valid(items.column("container"))  # and read whole, whatever its size
     is_whole = pc.and_(pc.is_null(items.column("start_s")), pc.is_null(items.column("end_s")))
     num_bytes = pc.fill_null(items.column("byte_size"), 0)
@@ -164,19 +173,22 @@ def make_shards(items: pa.Table, shard_seconds: float, partition_by: str | None 
     )
 
 
-def _partitioned(items: pa.Table, key: str) -> tuple[pa.Table, list[int]]:
-    """The items by their value of a key, values in the order they come in, and how many have each."""
-    rows: dict[str, list[int]] = {}
+def _grouped(
+    items: pa.Table, partition_by: str | None, language_keys: Sequence[str]
+) -> tuple[pa.Table, list[int]]:
+    """The items by their values of the keys, values in the order they come in, and how many have each."""
+    keys = [*([] if partition_by is None else [partition_by]), *language_keys]
+    rows: dict[tuple[str, ...], list[int]] = {}
     for row, metadata in enumerate(items.column("metadata").to_pylist()):
-        value = json.loads(metadata).get(key) if metadata else None
-        folder = partition_folder(key, value)
-        if len(folder) > _MAX_NAME_BYTES:
+        values = json.loads(metadata) if metadata else {}
+        folders = tuple(partition_folder(key, values.get(key)) for key in keys)
+        if partition_by is not None and len(folders[0]) > _MAX_NAME_BYTES:
             raise InputError(
-                f"{items.column('recording_id')[row].as_py()!r} has a value of {key!r} that makes a folder "
-                f"name of {len(folder)} bytes where {_MAX_NAME_BYTES} are the most; shorten it, or partition "
-                "by another key"
+                f"{items.column('recording_id')[row].as_py()!r} has a value of {partition_by!r} that makes a "
+                f"folder name of {len(folders[0])} bytes where {_MAX_NAME_BYTES} are the most; shorten it, "
+                "or partition by another key"
             )
-        rows.setdefault(folder, []).append(row)
+        rows.setdefault(folders, []).append(row)
     order = [row for found in rows.values() for row in found]
     return items.take(pa.array(order, pa.int64())), [len(found) for found in rows.values()]
 

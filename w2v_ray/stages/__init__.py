@@ -25,6 +25,8 @@ __all__ = [
     "SegmentAudio",
     "SegmentAudioConfig",
     "TakeAudio",
+    "TakeLanguage",
+    "TakeLanguageConfig",
     "WriteParquet",
     "WriteParquetConfig",
 ]
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
     from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
     from w2v_ray.stages.take_audio import TakeAudio
+    from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig
     from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
 else:
     # Hidden from type checkers, which would take a module's __getattr__ to mean that any name exists.

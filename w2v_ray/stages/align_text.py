@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from w2v_ray.errors import AlignError, ConfigError, EncodeError
 from w2v_ray.schema import ALIGNMENT, EMISSION_DTYPE, ERROR, error_value
+from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.align_text import AlignedSpan, TextAlignment, align_texts
-from w2v_ray.text.greedy import CTCLabels
+from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.spelling import Spelling
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
@@ -104,13 +105,16 @@ class AlignText:
     """
 
     def __init__(self, config: AlignTextConfig) -> None:
-        self._tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(config.model, revision=config.revision)
+        self._labels = LanguageLabels(
+            Wav2Vec2CTCTokenizer.from_pretrained(config.model, revision=config.revision)
+        )
         self._seconds_per_frame = config.seconds_per_frame
         self._num_threads = config.num_threads
-        self._spellings: dict[int, Spelling] = {}  # by columns of the emission: one entry for one model
+        # By language and columns of the emission: one entry for one model without languages.
+        self._spellings: dict[tuple[str | None, int], Spelling] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        segments = table.select(_NEEDED).to_pylist()
+        segments, languages = table.select(_NEEDED).to_pylist(), languages_of(table)
         rows_of_item: defaultdict[int, list[int]] = defaultdict(list)
         for row, segment in enumerate(segments):
             rows_of_item[segment["item_index"]].append(row)
@@ -118,7 +122,7 @@ class AlignText:
         todo: list[tuple[dict[str, Any], np.ndarray, np.ndarray]] = []
         for index in sorted(rows_of_item):
             rows = sorted(rows_of_item[index], key=lambda row: segments[row]["segment_index"] or 0)
-            item = _join([segments[row] for row in rows]) | {"row": rows[0]}
+            item = _join([segments[row] for row in rows]) | {"row": rows[0], "language": languages[rows[0]]}
             items.append(item)
             if item["error"] is None:
                 try:
@@ -149,10 +153,19 @@ class AlignText:
         return np.frombuffer(buffer, _DTYPE).reshape(num_frames, size), np.stack([edges[:-1], edges[1:]], 1)
 
     def _align(self, todo: list[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> None:
+        groups: defaultdict[tuple[str | None, int], list[tuple[dict[str, Any], np.ndarray, np.ndarray]]]
+        groups = defaultdict(list)
+        for one in todo:
+            groups[one[0]["language"], one[1].shape[1]].append(one)
+        for (language, size), group in groups.items():
+            self._align_group(group, self._spelling(language, size))
+
+    def _align_group(
+        self, todo: list[tuple[dict[str, Any], np.ndarray, np.ndarray]], spelling: Spelling
+    ) -> None:
         # A few at a time, so that the float32 copies of a shard's emissions are never all there at once.
         for begin in range(0, len(todo), self._num_threads):
             items, emissions, times = zip(*todo[begin : begin + self._num_threads], strict=True)
-            spelling = self._spelling(emissions[0].shape[1])
             results = align_texts(
                 emissions,
                 [item["text"] for item in items],
@@ -166,10 +179,10 @@ class AlignText:
                 else:
                     item |= _columns(result)
 
-    def _spelling(self, size: int) -> Spelling:
-        if size not in self._spellings:
-            self._spellings[size] = Spelling(CTCLabels(self._tokenizer, size))
-        return self._spellings[size]
+    def _spelling(self, language: str | None, size: int) -> Spelling:
+        if (language, size) not in self._spellings:
+            self._spellings[language, size] = Spelling(self._labels(language, size))
+        return self._spellings[language, size]
 
 
 def _join(segments: list[dict[str, Any]]) -> dict[str, Any]:
@@ -203,7 +216,7 @@ def _replaced(table: pa.Table, items: list[dict[str, Any]]) -> pa.Table:
     """The first row of each item with the item's own columns instead of the segment's."""
     new = ("start_s", "end_s", "duration_s", "num_frames", *_ADDED)
     kept = table.drop_columns(["log_probs", "error", "segment_id", "segment_index", *new[:4], "text"])
-    columns = kept.take(pa.array([item["row"] for item in items], pa.int64()))
+    columns = with_language(kept.take(pa.array([item["row"] for item in items], pa.int64())))
     for name in new:
         field = ALIGNMENT.field(name)
         columns = columns.append_column(field, pa.array([item[name] for item in items], field.type))

@@ -7,6 +7,7 @@ workers are small.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError, EncodeError, ItemError
 from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
+from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.greedy import CTCLabels, checked_emission, decode_greedy
+from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.lm_source import find_language_model, load_language_model
 from w2v_ray.text.search import BeamSearch, SearchOptions
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -35,7 +38,7 @@ class DecodeTextConfig:
     """What the columns of the emissions stand for, how far apart their frames are, and how to decode them."""
 
     tokenizer: Wav2Vec2CTCTokenizer
-    """Names the columns."""
+    """Names the columns, in each language of its vocabulary."""
     seconds_per_frame: float
     """From one frame of the emission to the next, in seconds of audio."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -57,7 +60,8 @@ class DecodeTextConfig:
 
 
 class DecodeText:
-    """Adds the columns of text to a table of encoded segments and drops ``log_probs``.
+    """Adds the columns of text to a table of encoded segments, and ``language`` if need be, and drops
+    ``log_probs``.
 
     The times of words are seconds in the recording, never beyond the segment. Rows with an error stay,
     without a text.
@@ -72,9 +76,9 @@ class DecodeText:
 
     def __init__(self, config: DecodeTextConfig) -> None:
         self._config = config
-        self._decoders: dict[
-            int, tuple[CTCLabels, BeamSearch | None]
-        ] = {}  # by columns of the emission: one entry for one model
+        self._labels = LanguageLabels(config.tokenizer)
+        # By language and columns of the emission: one entry for one model without languages.
+        self._decoders: dict[tuple[str | None, int], tuple[CTCLabels, BeamSearch | None]] = {}
         self._language_model = None
         wanted = config.decoder
         if wanted.lm is not None:
@@ -96,13 +100,13 @@ class DecodeText:
                     emissions[i] = emission_of(table.column("log_probs")[i].as_buffer(), num_frames)
                 except ItemError as failure:
                     errors[i] = error_value("decode_text", failure)
-        transcripts = self._decode(emissions, errors)
+        transcripts = self._decode(emissions, languages_of(table), errors)
         times = [table.column(name).to_pylist() for name in ("start_s", "end_s")]
         rows = [
             self._row(transcripts[i], start_s, end_s) if i in transcripts else dict.fromkeys(DECODED_TEXT)
             for i, (start_s, end_s) in enumerate(zip(*times, strict=True))
         ]
-        table = table.drop_columns(["log_probs"])
+        table = with_language(table.drop_columns(["log_probs"]))
         table = table.set_column(
             table.column_names.index("error"), pa.field("error", ERROR), pa.array(errors, ERROR)
         )
@@ -111,20 +115,25 @@ class DecodeText:
             table = table.append_column(column, pa.array([row[name] for row in rows], column.type))
         return table
 
-    def _decode(self, emissions: dict[int, Emission], errors: list[Any]) -> dict[int, Transcript]:
+    def _decode(
+        self, emissions: dict[int, Emission], languages: Sequence[str | None], errors: list[Any]
+    ) -> dict[int, Transcript]:
         """The transcript of each emission; of one that cannot be decoded, the error in its place."""
         characters = self._config.decoder.characters
         empty = Transcript(text="", confidence=None, words=[], characters=[] if characters else None)
         transcripts = {i: empty for i, emission in emissions.items() if not len(emission)}
-        for size in {emission.shape[1] for emission in emissions.values() if len(emission)}:
-            labels, search = self._of_size(size)
+        groups: defaultdict[tuple[str | None, int], list[int]] = defaultdict(list)
+        for i, emission in emissions.items():
+            if len(emission):
+                groups[languages[i], emission.shape[1]].append(i)
+        for (language, size), group in groups.items():
+            labels, search = self._decoder(language, size)
             checked = {}
-            for i, emission in emissions.items():
-                if emission.shape[1] == size and len(emission):
-                    try:
-                        checked[i] = checked_emission(emission, labels)[0]
-                    except ItemError as failure:
-                        errors[i] = error_value("decode_text", failure)
+            for i in group:
+                try:
+                    checked[i] = checked_emission(emissions[i], labels)[0]
+                except ItemError as failure:
+                    errors[i] = error_value("decode_text", failure)
             if search is None:
                 found = [decode_greedy(e, labels=labels, characters=characters) for e in checked.values()]
             else:
@@ -134,15 +143,15 @@ class DecodeText:
             transcripts |= zip(checked, found, strict=True)
         return transcripts
 
-    def _of_size(self, size: int) -> tuple[CTCLabels, BeamSearch | None]:
-        if size not in self._decoders:
-            labels = CTCLabels(self._config.tokenizer, size)
+    def _decoder(self, language: str | None, size: int) -> tuple[CTCLabels, BeamSearch | None]:
+        if (language, size) not in self._decoders:
+            labels = self._labels(language, size)
             search = None
             if self._config.decoder.is_search:
                 options = _options(self._config.decoder)
                 search = BeamSearch(labels, language_model=self._language_model, options=options)
-            self._decoders[size] = labels, search
-        return self._decoders[size]
+            self._decoders[language, size] = labels, search
+        return self._decoders[language, size]
 
     def _row(self, transcript: Transcript, start_s: float, end_s: float) -> dict[str, Any]:
         def placed(name: str, spans: Sequence[Word] | Sequence[Character]) -> list[dict[str, Any]]:

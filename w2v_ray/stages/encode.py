@@ -1,8 +1,9 @@
 """The encoder and its heads: segments of a shard in, log-probabilities, embeddings or scores of each out.
 
 Segments are sorted by length and run in batches that fit a budget of seconds, padding included; the
-model's results do not depend on what a segment is padded with. A batch that fails is tried again one
-segment at a time, so that one bad segment costs itself alone.
+model's results do not depend on what a segment is padded with. Segments of one language follow each other,
+those of the language that is loaded first, so that adapters are exchanged no more often than needed. A batch
+that fails is tried again one segment at a time, so that one bad segment costs itself alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
-from w2v_ray.errors import EncodeError, ItemError, TooShortError
+from w2v_ray.errors import EncodeError, ItemError, LanguageError, TooShortError
 from w2v_ray.heads import Head
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.processors import AutoFeatureExtractor
@@ -33,6 +34,7 @@ from w2v_ray.schema import (
 )
 from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.encoder_heads import EncoderHeads
+from w2v_ray.stages.take_language import languages_of
 
 __all__ = ["Encode", "plan_batches"]
 
@@ -111,19 +113,16 @@ class Encode:
                 )
                 errors[row] = error_value("encode", error)
                 del waves[row]
-        todo = list(waves)
-        lengths = [len(wave) for wave in waves.values()]
-        for batch in plan_batches(lengths, self._budget_s * SAMPLE_RATE_HZ, self._max_padding):
-            rows = [todo[i] for i in batch]
-            if self._before is not None:
-                self._before(rows)
-            for row, result in zip(rows, self._encode([waves[row] for row in rows]), strict=True):
-                if isinstance(result, ItemError):
-                    errors[row] = error_value("encode", result)
+        languages = languages_of(table)
+        groups: dict[str | None, list[int]] = {}
+        for row in waves:
+            groups.setdefault(languages[row], []).append(row)
+        for language in sorted(groups, key=lambda name: name != self._heads.language):  # that there is first
+            for row, found in self._encode_group(language, {row: waves[row] for row in groups[language]}):
+                if isinstance(found, ItemError):
+                    errors[row] = error_value("encode", found)
                 else:
-                    results[row] = result
-            if self._report is not None:
-                self._report(sum(lengths[i] for i in batch) / SAMPLE_RATE_HZ)
+                    results[row] = found
         table = table.drop_columns(["samples", "error"])
         for place, head in enumerate(self._heads.heads):
             values = [None if result is None else (result[place],) for result in results]
@@ -131,6 +130,24 @@ class Encode:
                 if column.name not in table.column_names:  # num_frames, of two heads
                     table = table.append_column(column, array)
         return table.append_column("error", pa.array(errors, ERROR))
+
+    def _encode_group(
+        self, language: str | None, waves: dict[int, np.ndarray]
+    ) -> Iterator[tuple[int, Result | ItemError]]:
+        """The rows of one language, batch after batch, with what each gives."""
+        try:
+            self._heads.use(language)
+        except LanguageError as error:
+            yield from ((row, error) for row in waves)
+            return
+        todo, lengths = list(waves), [len(wave) for wave in waves.values()]
+        for batch in plan_batches(lengths, self._budget_s * SAMPLE_RATE_HZ, self._max_padding):
+            rows = [todo[i] for i in batch]
+            if self._before is not None:
+                self._before(rows)
+            yield from zip(rows, self._encode([waves[row] for row in rows]), strict=True)
+            if self._report is not None:
+                self._report(sum(lengths[i] for i in batch) / SAMPLE_RATE_HZ)
 
     def _encode(self, waves: Sequence[np.ndarray]) -> list[Result | ItemError]:
         try:

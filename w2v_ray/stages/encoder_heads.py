@@ -20,7 +20,10 @@ from w2v_ray.models.auto import (
     AutoModelForAudioXVector,
     AutoModelForCTC,
 )
+from w2v_ray.models.languages import Languages
 from w2v_ray.schema import EMISSION_DTYPE
+from w2v_ray.text.languages import Tokenizers, check_head
+from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = ["EncoderHeads"]
 
@@ -69,10 +72,36 @@ class EncoderHeads:
                     self.encoder, loaded = encoder.to(device), (head.model, head.revision)
                 else:
                     _check_same(encoder, self.encoder, head.model, loaded[0])
+        self._languages: Languages | None = None  # made when one is first asked for
         self._wants_layers = any(
             head.layer is not None or getattr(self._models.get(head.task), "needs_hidden_states", False)
             for head in heads
         )
+
+    @property
+    def language(self) -> str | None:
+        """The language that is loaded; None: the checkpoint's own."""
+        return None if self._languages is None else self._languages.language
+
+    def use(self, language: str | None) -> None:
+        """Changes the language of the head that transcribes, and with it of the encoder.
+
+        Raises:
+            LanguageError: The checkpoint has no adapter or no vocabulary for it.
+            CheckpointError: These do not fit each other or the model, or cannot be read.
+        """
+        if self._languages is None:
+            if language is None:
+                return
+            (head,) = self.heads  # others would be of that language as well
+            tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(head.model, revision=head.revision)
+            tokenizers = Tokenizers(tokenizer)
+
+            def check(name: str, rows: int, source: str) -> None:
+                check_head(tokenizers(name), rows, source, name)
+
+            self._languages = Languages(self._models["transcribe"], own=tokenizer.target_lang, check=check)
+        self._languages.use(language)
 
     def __call__(self, values: torch.Tensor, mask: torch.Tensor) -> list[list[Value]]:
         """What each head gives for each row.

@@ -12,7 +12,8 @@ from w2v_ray import stores
 from w2v_ray.errors import ItemError, OutputError
 from w2v_ray.schema import EMISSION_DTYPE, ENCODED, ERROR, KEPT, LOG_PROBS, error_value
 from w2v_ray.stages.decode_text import emission_of
-from w2v_ray.text.greedy import CTCLabels
+from w2v_ray.stages.take_language import languages_of
+from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 from w2v_ray.text.top_tokens import keep_top_tokens, restore_emission
 
@@ -30,11 +31,12 @@ class KeepLogProbs:
     """
 
     def __init__(self, tokenizer: Wav2Vec2CTCTokenizer, *, count: int) -> None:
-        self._labels = _LabelsBySize(tokenizer)
+        self._labels = LanguageLabels(tokenizer)
         self._count = count
 
     def __call__(self, table: pa.Table) -> pa.Table:
         kept: list[tuple[bytes | None, bytes | None, int | None]] = []
+        languages = languages_of(table)
         for i, num_frames in enumerate(table.column("num_frames").to_pylist()):
             try:
                 emission = emission_of(table.column("log_probs")[i].as_buffer(), num_frames)
@@ -42,7 +44,7 @@ class KeepLogProbs:
                 kept.append((None, None, None))
                 continue
             columns = emission.shape[1]
-            blank = self._labels(columns).blank if len(emission) else 0
+            blank = self._labels(languages[i], columns).blank if len(emission) else 0
             kept.append((*keep_top_tokens(emission, count=self._count, blank=blank), columns))
         for field, values in zip(KEPT, zip(*kept, strict=True) if kept else [[], [], []], strict=True):
             table = table.append_column(field, pa.array(values, field.type))
@@ -71,7 +73,7 @@ class ReadLogProbs:
     def __init__(self, config: ReadLogProbsConfig) -> None:
         self._source = stores.canonical(config.source)
         self._job_fingerprint = config.job_fingerprint
-        self._labels = _LabelsBySize(config.tokenizer)
+        self._labels = LanguageLabels(config.tokenizer)
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         path = stores.join(self._source, shard.column("log_probs_file")[0].as_py())
@@ -90,7 +92,8 @@ class ReadLogProbs:
             )
         errors = table.column("error").to_pylist()
         emissions: list[bytes | None] = [None] * len(errors)
-        for i, row in enumerate(table.select([*(field.name for field in KEPT), "num_frames"]).to_pylist()):
+        names = [*(field.name for field in KEPT), "num_frames", "language"]
+        for i, row in enumerate(table.select(names).to_pylist()):
             if errors[i] is None:
                 try:
                     emissions[i] = self._emission(row)
@@ -101,22 +104,12 @@ class ReadLogProbs:
         return table.append_column("error", pa.array(errors, ERROR))
 
     def _emission(self, row: dict[str, object]) -> bytes:
-        ids, log_probs, columns, frames = (row[name] for name in (*(f.name for f in KEPT), "num_frames"))
+        ids, log_probs, columns, frames, language = row.values()
         assert isinstance(ids, bytes)
         assert isinstance(log_probs, bytes)
         assert isinstance(columns, int)
         assert isinstance(frames, int)
-        blank = self._labels(columns).blank if frames else 0
+        assert language is None or isinstance(language, str)
+        blank = self._labels(language, columns).blank if frames else 0
         emission = restore_emission(ids, log_probs, num_frames=frames, num_columns=columns, blank=blank)
         return emission.astype(_DTYPE).tobytes()
-
-
-class _LabelsBySize:
-    def __init__(self, tokenizer: Wav2Vec2CTCTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._labels: dict[int, CTCLabels] = {}
-
-    def __call__(self, size: int) -> CTCLabels:
-        if size not in self._labels:
-            self._labels[size] = CTCLabels(self._tokenizer, size)
-        return self._labels[size]
