@@ -27,6 +27,8 @@ _STAGES = (
     "encode",
     "decode_text",
     "align_text",
+    "choose_labels",
+    "find_turns",
 )
 
 
