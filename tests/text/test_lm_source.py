@@ -60,7 +60,7 @@ def test_a_model_of_a_store_is_brought_here_once(s3: str, cache: Path) -> None:
 
 
 def test_compiled_models_of_another_version_are_not_taken_from_the_cache(cache: Path) -> None:
-    load_language_model(str(demo.LANGUAGE_MODEL))
+    load_language_model(find_language_model(str(demo.LANGUAGE_MODEL)))
     (compiled,) = (cache / "language-models").glob("*.w2vlm")
     version = int.from_bytes(compiled.read_bytes()[8:12], "little")
     assert compiled.stem.endswith(f"-{version}")
