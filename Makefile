@@ -41,7 +41,7 @@ demo: setup ## transcribe the speech that ships with the project
 
 test: setup ## the whole test suite, without what needs a GPU or is in `make slow`
 	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
-	$(BIN)/pytest -n 2 --dist loadgroup # one process has all that starts Ray, the other the rest
+	$(BIN)/pytest
 
 slow: setup ## the tests that take too long for every change: the recipe of the demo's heads, ten million trials
 	$(BIN)/pytest -m slow

@@ -15,15 +15,6 @@ from tests.made_outputs import demo_job
 from w2v_ray.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
-# What starts Ray without the fixture: commands, drivers and clusters of their own.
-_WITH_RAY = ("test_cli.py", "test_cluster.py", "test_driver.py", "test_security.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps all that needs Ray in one process where there are several."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()) or item.path.name in _WITH_RAY:
-            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
