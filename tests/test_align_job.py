@@ -48,6 +48,7 @@ def speech_span(samples: np.ndarray) -> tuple[float, float]:
     return loud[0] / 100, (loud[-1] + 1) / 100
 
 
+@pytest.mark.slow
 def test_the_demo_archive_is_aligned(tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = AlignConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30)

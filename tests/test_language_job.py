@@ -156,6 +156,7 @@ def test_what_is_wrong_with_languages_of_a_dataset_is_said_before_it_runs(
         align(ds, model=str(tiny_checkpoint), language_column="lang")
 
 
+@pytest.mark.slow
 def test_a_first_pass_can_tell_the_languages(
     archive: Path, checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_first_pass_can_tell_the_languages(
     assert run(second).num_rows == 0  # nothing has changed
 
 
+@pytest.mark.slow
 def test_texts_are_aligned_in_their_language(archive: Path, checkpoint: Path, tmp_path: Path) -> None:
     config = settings_of(archive, tmp_path / "out", checkpoint, language_key="lang")
     run(AlignConfig(**config))

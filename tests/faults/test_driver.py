@@ -56,57 +56,70 @@ def versions(output: str) -> dict[str, str | None]:
     return found
 
 
-def test_runs_that_are_killed_and_runs_at_once_make_one_clean_output(
+def job_of(source: str, output: str, model: Path) -> JobConfig:
+    return JobConfig(
+        inputs=(source,),
+        output=output,
+        model=str(model),
+        shard_seconds=slow_driver.SHARD_SECONDS,
+        encoder_threads=1,
+    )
+
+
+def check_clean(job: JobConfig, clean: Path) -> None:
+    """The output is that of a run that nothing disturbed, and stays as it is when run again."""
+    output = job.output
+    assert without_places(rows_of(output)) == without_places(rows_of(clean / "out"))
+    (reject,) = rows_of(output, "rejects")
+    assert (reject["recording_id"], reject["error_class"]) == ("broken", "DecodeError")
+    ids = [row["segment_id"] for row in rows_of(output)]
+    assert len(set(ids)) == len(ids) == len(rows_of(clean / "out"))
+    assert audit(output).is_complete
+    before = versions(output)
+    again = run(job)
+    assert (again.num_rows, again.num_shards_before) == (0, again.num_shards)
+    assert versions(output) == before
+
+
+def test_a_run_that_was_killed_is_completed_by_two_at_once(
     clean: Path, s3: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a store to a folder, and from a folder to a store."""
+    """From a store to a folder."""
     names = [row["recording_id"] for row in rows_of(clean / "out")]
-    folders = (f"{s3}/in", str(tmp_path / "in"))
-    inputs = [write_speech(folder, names, broken=["broken"]) for folder in folders]
-    outputs = [str(tmp_path / "out"), f"{s3}/out"]
-    places = list(zip(inputs, outputs, strict=True))
+    source, output = write_speech(f"{s3}/in", names, broken=["broken"]), str(tmp_path / "out")
     now, later = tmp_path / "now", tmp_path / "later"
     now.touch()
-    doomed = start(now, tiny_checkpoint, *places[0])
-    other = start(later, tiny_checkpoint, *places[0], *places[1])
-    published = kill_on_its_way(doomed, outputs[0])
+    doomed = start(now, tiny_checkpoint, source, output)
+    other = start(later, tiny_checkpoint, source, output)
+    published = kill_on_its_way(doomed, output)
     assert published
 
     monkeypatch.setattr(stages, "Encode", slow_driver.slow(stages.Encode))
-    jobs = [
-        JobConfig(
-            inputs=(source,),
-            output=output,
-            model=str(tiny_checkpoint),
-            shard_seconds=slow_driver.SHARD_SECONDS,
-            encoder_threads=1,
-        )
-        for source, output in places
-    ]
+    job = job_of(source, output, tiny_checkpoint)
     later.touch()
-    summary = run(jobs[0])  # at once with the other, which does the same
+    summary = run(job)  # at once with the other, which does the same
     assert summary.num_shards_before >= len(published)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "later.0.done").exists():
-        assert other.poll() is None, other.communicate()[1].decode()
-        assert time.monotonic() < deadline, "the other run took four minutes more"
-        time.sleep(0.02)
-    with ThreadPoolExecutor() as pool:  # at once again, and the other is killed on its way
-        killed = pool.submit(kill_on_its_way, other, outputs[1])
-        run(jobs[1])
-        assert killed.result()
+    _, errors = other.communicate(timeout=240)
+    assert (tmp_path / "later.0.done").exists(), errors.decode()
+    check_clean(job, clean)
 
-    for job, output in zip(jobs, outputs, strict=True):
-        assert without_places(rows_of(output)) == without_places(rows_of(clean / "out"))
-        (reject,) = rows_of(output, "rejects")
-        assert (reject["recording_id"], reject["error_class"]) == ("broken", "DecodeError")
-        ids = [row["segment_id"] for row in rows_of(output)]
-        assert len(set(ids)) == len(ids) == len(names)
-        assert audit(output).is_complete
-        before = versions(output)
-        again = run(job)
-        assert (again.num_rows, again.num_shards_before) == (0, again.num_shards)
-        assert versions(output) == before
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_another_at_once_is_killed(
+    clean: Path, s3: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a folder to a store."""
+    names = [row["recording_id"] for row in rows_of(clean / "out")]
+    source, output = write_speech(str(tmp_path / "in"), names, broken=["broken"]), f"{s3}/out"
+    now = tmp_path / "now"
+    other = start(now, tiny_checkpoint, source, output)
+    monkeypatch.setattr(stages, "Encode", slow_driver.slow(stages.Encode))
+    now.touch()
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_on_its_way, other, output)
+        run(job_of(source, output, tiny_checkpoint))
+        assert killed.result()
+    check_clean(job_of(source, output, tiny_checkpoint), clean)
 
 
 def test_a_job_that_rejected_everything_says_so_whatever_the_limit(

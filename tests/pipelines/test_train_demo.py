@@ -80,6 +80,7 @@ def test_the_archive_of_the_demo_holds_unseen_speakers_only() -> None:
     assert {sc.split_of("commands", name.split("_")[1]) for name in names} == {"test"}
 
 
+@pytest.mark.slow
 def test_it_trains_stops_goes_on_and_writes_a_checkpoint(shared_data: Path, tmp_path: Path) -> None:
     few_clips(shared_data, tmp_path / "data")
     command = [sys.executable, str(PIPELINES / "train_demo.py"), "--data", str(tmp_path / "data")]
