@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 
 import numpy as np
@@ -103,13 +102,11 @@ def test_scores_that_say_nothing_are_refused(
 
 
 @pytest.mark.slow
-def test_ten_million_pairs_take_seconds() -> None:
+def test_ten_million_pairs_have_the_rate_of_their_distributions() -> None:
     generator = np.random.default_rng(0)
     targets = generator.random(10_000_000) < 0.1
     scores = (generator.normal(size=len(targets)) + 3 * targets).astype(np.float32)
-    start = time.perf_counter()
     assert equal_error_rate(scores, targets).rate == pytest.approx(0.0668, abs=5e-4)  # of the normal at 1.5
-    assert time.perf_counter() - start < 60
 
 
 # ---- classification
