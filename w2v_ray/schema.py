@@ -45,7 +45,7 @@ __all__ = [
     "sized",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SAMPLE_RATE_HZ = 16_000  # every stage after decode_audio works at this rate
 EMISSION_DTYPE = "float16"  # of log_probs between encode and decode_text
 DAMAGE_KEY = "w2v_ray.damage"  # in the metadata of an item that planning found unreadable: the reason
