@@ -13,18 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from w2v_ray.audio.features import Wav2Vec2FeatureExtractor
 from w2v_ray.audio.seamless import SeamlessM4TFeatureExtractor
 from w2v_ray.errors import CheckpointError, ConfigError
 from w2v_ray.models.heads import Wav2Vec2BertForCTC, Wav2Vec2ForCTC
-from w2v_ray.models.wav2vec2 import Wav2Vec2Model
+from w2v_ray.models.packed import PackedEncoder, PackedOutput
 from w2v_ray.schema import DECODED, ENCODED, ERROR
 from w2v_ray.stages import encode as encode_module
-from w2v_ray.stages.encode import Encode, plan_batches
+from w2v_ray.stages.encode import Encode
 from w2v_ray.stages.encode_config import EncodeConfig
 
 VOCABULARY = 32
@@ -117,9 +115,11 @@ def test_real_speech_in_a_batch_is_encoded_as_alone(encode: Encode, shared_data:
         assert_same(ours, alone)
 
 
-@pytest.mark.parametrize("options", [{"max_padding": 0.9}, {"max_batch_seconds": 0.1}, {"max_padding": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"max_batch_seconds": 100.0}, {"max_batch_seconds": 0.1}, {"deterministic": True}]
+)
 def test_batches_do_not_change_results(
-    encode: Encode, tiny_checkpoint: Path, options: dict[str, float]
+    encode: Encode, tiny_checkpoint: Path, options: dict[str, Any]
 ) -> None:
     table = table_of(
         [wave(n, seed) for seed, n in enumerate((3_000, 12_000, 700, 12_000, 400, 6_000, 8_001))]
@@ -184,15 +184,17 @@ def test_earlier_errors_pass(encode: Encode) -> None:
 
 
 def failing_on(length: int, error: Exception) -> Callable[..., Any]:
-    """A forward pass that fails whenever a row of so many samples is in the batch."""
-    forward = Wav2Vec2Model.forward
+    """An encoder that fails whenever a segment of so many samples is in the batch."""
+    encode = PackedEncoder.__call__
 
-    def forward_or_fail(self: Wav2Vec2Model, values: torch.Tensor, mask: torch.Tensor, **asked: Any) -> Any:
-        if length in mask.sum(-1).tolist():
+    def encode_or_fail(
+        self: PackedEncoder, inputs: Sequence[torch.Tensor], **asked: Any
+    ) -> list[PackedOutput]:
+        if length in map(len, inputs):
             raise error
-        return forward(self, values, mask, **asked)
+        return encode(self, inputs, **asked)
 
-    return forward_or_fail
+    return encode_or_fail
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_a_segment_that_fails_costs_itself_alone(
 ) -> None:
     waves = [wave(n, seed) for seed, n in enumerate((8_000, 8_010, 8_020, 8_030, 3_000))]
     expected = log_probs_of(encode(table_of(waves)))
-    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_020, error))
+    monkeypatch.setattr(PackedEncoder, "__call__", failing_on(8_020, error))
     table = encode(table_of(waves))
     reason = str(error).split("\n")[0] or "MemoryError"
     assert table["error"].to_pylist() == [
@@ -233,7 +235,7 @@ def test_a_segment_that_fails_costs_itself_alone(
 def test_a_mistake_in_the_code_is_named_and_costs_its_segment_alone(
     encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_000, KeyError("missing")))
+    monkeypatch.setattr(PackedEncoder, "__call__", failing_on(8_000, KeyError("missing")))
     table = encode(table_of([wave(8_000), wave(7_990)]))
     failed, fine = table["error"].to_pylist()
     assert failed["message"] == "the encoder failed on a segment of 0.5 s: KeyError: 'missing'"
@@ -242,7 +244,7 @@ def test_a_mistake_in_the_code_is_named_and_costs_its_segment_alone(
 
 def test_batches_are_told_before_they_are_touched(tiny_checkpoint: Path) -> None:
     told: list[Sequence[int]] = []
-    encode = Encode(EncodeConfig(model=str(tiny_checkpoint)), before=told.append)
+    encode = Encode(EncodeConfig(model=str(tiny_checkpoint), max_batch_seconds=2.0), before=told.append)
     encode(table_of([wave(8_000), wave(30_000), wave(7_990)]))
     assert told == [[1], [0, 2]]
 
@@ -256,7 +258,7 @@ def test_a_failed_device_ends_the_worker(encode: Encode, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(encode_module.os, "_exit", leave)
     error = torch.AcceleratorError("CUDA error: device-side assert triggered")
-    monkeypatch.setattr(Wav2Vec2Model, "forward", failing_on(8_000, error))
+    monkeypatch.setattr(PackedEncoder, "__call__", failing_on(8_000, error))
     with pytest.raises(SystemExit):
         encode(table_of([wave(8_000), wave(7_990)]))
     assert codes == [1]
@@ -298,7 +300,7 @@ def test_silence_is_encoded(encode: Encode) -> None:
 
 def test_the_report_is_of_the_seconds_encoded(tiny_checkpoint: Path) -> None:
     reported: list[float] = []
-    stage = encoder(tiny_checkpoint, report=reported.append, max_batch_seconds=1.0, max_padding=0.5)
+    stage = encoder(tiny_checkpoint, report=reported.append, max_batch_seconds=1.3)
     stage(
         table_of(
             [wave(8_000), wave(100), None, wave(6_400), wave(24_000)], [None, None, READ_ERROR, None, None]
@@ -328,39 +330,14 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"max_batch_seconds": 0}, "max_batch_seconds is 0, expected above 0"),
         ({"max_batch_seconds": -1.0}, r"max_batch_seconds is -1\.0, expected above 0"),
-        ({"max_padding": 1.0}, r"max_padding is 1\.0, expected from 0 up to below 1"),
-        ({"max_padding": -0.1}, r"max_padding is -0\.1, expected from 0 up to below 1"),
+        ({"reference_batch": 0}, "reference_batch is 0, expected at least 1"),
+        ({"normalize": "all"}, "normalize is 'all', expected one of chunk, segment"),
         ({"num_threads": 0}, "num_threads is 0, expected at least 1"),
     ],
 )
 def test_options_out_of_bounds(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"{message}; try"):
         EncodeConfig(model="m", **options)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 500), max_size=40),
-    budget=st.floats(1, 3_000),
-    max_padding=st.floats(0, 0.9),
-)
-def test_batches_are_planned_within_bounds(lengths: list[int], budget: float, max_padding: float) -> None:
-    batches = list(plan_batches(lengths, budget, max_padding))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    in_order = [lengths[index] for batch in batches for index in batch]
-    assert in_order == sorted(lengths, reverse=True)
-    for batch in batches:
-        area = max(lengths[i] for i in batch) * len(batch)
-        padding = area - sum(lengths[i] for i in batch)
-        assert len(batch) == 1 or area <= budget
-        assert padding <= max_padding * area + 1e-6
-
-
-def test_batches_are_filled() -> None:
-    assert list(plan_batches([10] * 7, 30, 0.0)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(plan_batches([5, 10, 9, 100], 30, 0.1)) == [[3], [1, 2], [0]]
-    assert list(plan_batches([5, 10, 9, 100], 30, 0.5)) == [[3], [1, 2, 0]]
-    assert list(plan_batches([], 30, 0.1)) == []
 
 
 def test_log_probs_of_wav2vec2_bert_are_those_of_the_model_alone(tiny_bert_checkpoint: Path) -> None:

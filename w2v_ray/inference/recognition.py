@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from w2v_ray.audio.fbank import FRAME_SHIFT
 from w2v_ray.audio.recordings import read_recording
+from w2v_ray.audio.windows import Window, cut_windows, window_samples
 from w2v_ray.inference.pieces import Piece, answer, forward, refuse_short
 
 __all__ = ["AutomaticSpeechRecognitionPipeline"]
@@ -106,7 +107,11 @@ class AutomaticSpeechRecognitionPipeline:
             raise ValueError(
                 f"decoder_kwargs is {dict(decoder_kwargs)}, but there is no decoder; pass one to the pipeline"
             )
-        cut = partial(self._cut, window=self._window(chunk_length_s, stride_length_s))
+        window = None
+        if chunk_length_s:
+            rate = self.feature_extractor.sampling_rate
+            window = window_samples(chunk_length_s, stride_length_s, rate=rate, hop=self._hop)
+        cut = partial(self._cut, window=window)
         join = partial(self._join, timestamps, decoder_kwargs or {})
         batch_size = self.batch_size if batch_size is None else batch_size
         return answer(inputs, cut, self._frames, join, batch_size)
@@ -118,43 +123,16 @@ class AutomaticSpeechRecognitionPipeline:
         hop: int = extractor.stride * FRAME_SHIFT if hasattr(extractor, "stride") else config.hop_samples
         return hop * config.adapter_stride**config.num_adapter_layers if config.add_adapter else hop
 
-    def _window(
-        self, chunk_length_s: float | None, stride_length_s: float | Sequence[float] | None
-    ) -> tuple[int, int, int] | None:
-        """The samples of a chunk and of its left and right stride, in whole frames."""
-        if not chunk_length_s:
-            return None
-        if stride_length_s is None:
-            stride_length_s = chunk_length_s / 6
-        if isinstance(stride_length_s, int | float):
-            stride_length_s = stride_length_s, stride_length_s
-        if len(stride_length_s) != 2:
-            raise ValueError(
-                f"stride_length_s is {stride_length_s!r}, expected seconds, or a pair of them: left and right"
-            )
-        left_s, right_s = stride_length_s
-        rate, hop = self.feature_extractor.sampling_rate, self._hop
-        length, left, right = (round(s * rate / hop) * hop for s in (chunk_length_s, left_s, right_s))
-        if length <= left + right or min(left, right) < 0:
-            raise ValueError(
-                f"chunk_length_s is {chunk_length_s} and stride_length_s {left_s} and {right_s}, expected "
-                "strides from 0 whose sum is shorter than the chunk"
-            )
-        return length, left, right
-
     def _cut(self, item: Any, *, window: tuple[int, int, int] | None) -> Iterator[Piece]:
         recording = read_recording(item, self.feature_extractor.sampling_rate)
         samples, extra = recording.samples, recording.extra
         if window is None:
             yield Piece(samples, recording.stride, extra)
             return
-        length, left, right = window
-        for start in range(0, max(len(samples), 1), length - left - right):
-            is_last = start + length >= len(samples)
-            kept = (left if start else 0, 0 if is_last else right)
-            yield Piece(samples[start : start + length], kept, extra, is_last)
-            if is_last:
-                break
+        for one in cut_windows(len(samples), *window):
+            yield Piece(
+                samples[one.start : one.end], (one.left, one.right), extra, is_last=one.end >= len(samples)
+            )
 
     def _frames(self, pieces: Sequence[Piece]) -> Iterator[NDArray[Any] | None]:
         """The best token of each frame that a piece keeps, or its logits for a beam search."""
@@ -164,10 +142,7 @@ class AutomaticSpeechRecognitionPipeline:
                 continue
             frames = (logits.argmax(-1) if self.decoder is None else logits.float()).cpu().numpy()
             if piece.stride is not None:
-                size = len(piece.samples)
-                num_frames = round(size / self._hop)
-                left, right = (round(edge / size * num_frames) for edge in piece.stride)
-                frames = frames[left : num_frames - right]
+                frames = frames[Window(0, len(piece.samples), *piece.stride).kept(self._hop)]
             yield frames
 
     def _join(

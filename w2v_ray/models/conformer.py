@@ -25,7 +25,11 @@ __all__ = [
     "ConformerConvolution",
     "ConformerEncoder",
     "ConformerFeedForward",
+    "ConformerLayer",
     "adapter_frames",
+    "rotate",
+    "rotations",
+    "sinusoids",
 ]
 
 
@@ -36,31 +40,31 @@ def adapter_frames(config: Wav2Vec2BertConfig, lengths: torch.Tensor) -> torch.T
     return torch.where(lengths > 0, frames.clamp(min=0), 0)
 
 
-def _rotations(config: Wav2Vec2BertConfig, x_BLE: torch.Tensor) -> torch.Tensor:
-    """(2, L, 1, D): cosine and sine of every frame's angles."""
+def rotations(config: Wav2Vec2BertConfig, frames: int, *, like: torch.Tensor) -> torch.Tensor:
+    """(2, frames, 1, D): cosine and sine of every frame's angles."""
     width = config.hidden_size // config.num_attention_heads
-    steps = torch.arange(0, width, 2, device=x_BLE.device, dtype=torch.float32)
+    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
     frequencies = 1.0 / config.rotary_embedding_base ** (steps / width)
-    times = torch.arange(x_BLE.shape[1], device=x_BLE.device, dtype=torch.float32)
+    times = torch.arange(frames, device=like.device, dtype=torch.float32)
     angles_LD = (times[:, None] * frequencies).repeat(1, 2)
-    return torch.stack([angles_LD.cos(), angles_LD.sin()])[:, :, None].to(x_BLE.dtype)
+    return torch.stack([angles_LD.cos(), angles_LD.sin()])[:, :, None].to(like.dtype)
 
 
-def _sinusoids(x_BLE: torch.Tensor) -> torch.Tensor:
-    """(2L - 1, E): a wave per distance, from the key L - 1 frames to the left to the one as far right."""
-    frames, width = x_BLE.shape[1:]
-    steps = torch.arange(0, width, 2, device=x_BLE.device, dtype=torch.float32)
+def sinusoids(frames: int, *, like: torch.Tensor) -> torch.Tensor:
+    """(2 * frames - 1, E): a wave per distance, from the key furthest to the left to the one as far right."""
+    width = like.shape[-1]
+    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
     frequencies = torch.exp(steps * -(math.log(10_000.0) / width))
-    distances = torch.arange(frames - 1, -frames, -1, device=x_BLE.device, dtype=torch.float32)
+    distances = torch.arange(frames - 1, -frames, -1, device=like.device, dtype=torch.float32)
     angles = distances[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(x_BLE.dtype)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(like.dtype)
 
 
-def _rotate(x_BLE: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    x_BLHD = x_BLE.view(*x_BLE.shape[:2], -1, rotations.shape[-1])
+def rotate(x_BLE: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    x_BLHD = x_BLE.view(*x_BLE.shape[:2], -1, turns.shape[-1])
     begin, end = x_BLHD.chunk(2, dim=-1)
     turned_BLHD = torch.cat([-end, begin], dim=-1)
-    return (x_BLHD * rotations[0] + turned_BLHD * rotations[1]).view_as(x_BLE)
+    return (x_BLHD * turns[0] + turned_BLHD * turns[1]).view_as(x_BLE)
 
 
 class ConformerFeedForward(nn.Module):
@@ -110,7 +114,7 @@ class ConformerAttention(nn.Module):
         rotated_BLE = x_BLE
         if self.positions == "rotary":  # before the projections, so it is not relative
             assert table is not None
-            rotated_BLE = _rotate(x_BLE, table)
+            rotated_BLE = rotate(x_BLE, table)
         q_BHLD, k_BHLD, v_BHLD = (
             projection(y_BLE).view(batch, frames, self.num_heads, -1).transpose(1, 2)
             for projection, y_BLE in (
@@ -217,9 +221,9 @@ class ConformerEncoder(nn.Module):
         x_BLE = self.dropout(x_BLE)
         table = None
         if self.config.position_embeddings_type == "rotary":
-            table = _rotations(self.config, x_BLE)
+            table = rotations(self.config, x_BLE.shape[1], like=x_BLE)
         elif self.config.position_embeddings_type == "relative":
-            table = _sinusoids(x_BLE)
+            table = sinusoids(x_BLE.shape[1], like=x_BLE)
         hidden_states, attentions = [x_BLE], []
         for layer in self.layers:
             if self.training and self.layerdrop > 0 and torch.rand(()) < self.layerdrop:

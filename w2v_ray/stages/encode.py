@@ -1,15 +1,17 @@
 """The encoder and its heads: segments of a shard in, log-probabilities, embeddings or scores of each out.
 
-Segments are sorted by length and run in batches that fit a budget of seconds, padding included; the
-model's results do not depend on what a segment is padded with. Segments of one language follow each other,
-those of the language that is loaded first, so that adapters are exchanged no more often than needed. A batch
-that fails is tried again one segment at a time, so that one bad segment costs itself alone.
+Segments are sorted by length and run end to end in batches that fit a budget of seconds; nothing is padded,
+and what a segment gives does not depend on its neighbours. Segments of one language follow each other, those
+of the language that is loaded first, so that adapters are exchanged no more often than needed. Where memory
+ends, the budget is halved and the same segments are tried again, one that cannot fit in overlapping windows.
+A batch that fails otherwise is tried again one segment at a time, so that one bad segment costs itself alone.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +20,12 @@ import pyarrow as pa
 import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
-from w2v_ray.errors import EncodeError, ItemError, LanguageError, TooShortError
+from w2v_ray.audio.windows import cut_windows, window_samples
+from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError, TooShortError
 from w2v_ray.heads import Head
 from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.models.packed import PackedOutput
+from w2v_ray.models.products import has_fast_int8
 from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import (
     CLASS_SCORES,
@@ -32,13 +37,21 @@ from w2v_ray.schema import (
     SAMPLE_RATE_HZ,
     error_value,
 )
+from w2v_ray.stages.batches import Budget, attention_seconds, choose_budget
 from w2v_ray.stages.encode_config import EncodeConfig
 from w2v_ray.stages.encoder_heads import EncoderHeads
 from w2v_ray.stages.take_language import languages_of
 
-__all__ = ["Encode", "plan_batches"]
+__all__ = ["Encode"]
 
 logger = logging.getLogger(__name__)
+
+_CPU_BUDGET_S = 16.0  # of which a product's rows are enough to be fast, and still fit the cache
+_TRIAL_S = 15.0  # of the items of the warm-up
+_MEMORY_SHARE = 0.8  # of what is free on a GPU
+_LONGEST_S = 300.0  # that is computed whole, where nothing is said
+_WINDOW_S = 60.0
+_LEAST_WINDOW_S = 5.0  # less hears too little to both sides
 
 Result = list[np.ndarray | None]  # what each head gives for a segment
 
@@ -68,20 +81,32 @@ class Encode:
         self._before = before
         self._num_threads = config.num_threads
         self._device = torch.device(config.device)
+        self._is_cuda = self._device.type == "cuda"
+        self._ahead: list[np.ndarray] = []
+        self._ready: dict[int, torch.Tensor] = {}
         if self._device.type == "cpu":
             # oneDNN keeps a kernel for each of the last 1,024 shapes, and every segment has its own: 100 to
-            # 500 MB that are of no use. Read when the process first needs one, so it is set here.
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4")
-        self._budget_s = config.max_batch_seconds or (8.0 if self._device.type == "cpu" else 240.0)
-        self._max_padding = config.max_padding
+            # 500 MB that are of no use. These are enough for the layers of one batch, which are alike. Read
+            # when the process first needs one, so it is set here.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+        self._config = config
         self._report = report
         first = config.heads[0]
         self._extract = AutoFeatureExtractor.from_pretrained(first.model, revision=first.revision)
-        options = {"dtype": config.dtype, "attn_implementation": config.attn_implementation}
-        self._heads = EncoderHeads(config.heads, device=self._device, **options)
+        int8 = config.dtype == "int8"
+        if int8 and not has_fast_int8(self._device):
+            raise ConfigError(
+                f"dtype is 'int8', and device {config.device!r} has no instructions for it, without "
+                "which it takes minutes for a second; choose float32, or bfloat16"
+            )
+        is_padded = config.reference_batch is not None
+        # What is not multiplied in bytes is in the type that is fast beside them.
+        dtype = ("float32" if self._device.type == "cpu" else "bfloat16") if int8 else config.dtype
+        options = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+        self._heads = EncoderHeads(config.heads, device=self._device, int8=int8, padded=is_padded, **options)
         encoder = self._heads.encoder
         self._input_name = encoder.main_input_name
-        self._dtype = next(encoder.parameters()).dtype
+        self._dtype = getattr(torch, dtype)
         settings = encoder.config
         # Mel features are scaled by their variance over time, which one frame alone has not.
         self._shortest = (
@@ -90,6 +115,26 @@ class Encode:
         # Where features are much work, they are made where the model is.
         makes_features = self._input_name == "input_features"
         self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
+        self._hop = (
+            getattr(self._extract, "stride", 1) * FRAME_SHIFT if makes_features else settings.hop_samples
+        )
+        self._last_hop = self._hop
+        if settings.add_adapter:
+            self._last_hop *= settings.adapter_stride**settings.num_adapter_layers
+        self._window = None
+        if config.chunk_length_s is not None:
+            self._window = self._window_of(config.chunk_length_s, config.stride_length_s)
+        budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
+        self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
+        self.stats: dict[str, Any] = {
+            "batches": 0,
+            "audio_s": 0.0,
+            "padded_s": 0.0,
+            "budget_s": self._budget.seconds,
+            "attention": encoder.attn_implementation,
+            "attention_reason": encoder.attn_reason,
+        }
+        """What was done since the model was loaded; seconds are of audio, those of padding apart."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._num_threads is not None:
@@ -140,78 +185,196 @@ class Encode:
         except LanguageError as error:
             yield from ((row, error) for row in waves)
             return
-        todo, lengths = list(waves), [len(wave) for wave in waves.values()]
-        for batch in plan_batches(lengths, self._budget_s * SAMPLE_RATE_HZ, self._max_padding):
-            rows = [todo[i] for i in batch]
+        # Longest first: where memory is too small, that shows at once.
+        in_order = self._config.reference_batch is not None
+        todo = list(waves) if in_order else sorted(waves, key=lambda row: -len(waves[row]))
+        while todo:
+            count = self._num_next([len(waves[row]) for row in todo])
+            rows, todo = todo[:count], todo[count:]
             if self._before is not None:
                 self._before(rows)
-            yield from zip(rows, self._encode([waves[row] for row in rows]), strict=True)
-            if self._report is not None:
-                self._report(sum(lengths[i] for i in batch) / SAMPLE_RATE_HZ)
+            ahead = todo[: self._num_next([len(waves[row]) for row in todo])]
+            self._ahead = [waves[row] for row in ahead]
+            batch = [waves[row] for row in rows]
+            yield from zip(rows, self._encode(batch), strict=True)
+            self._count(batch)
+        self._ahead, self._ready = [], {}
+
+    def _num_next(self, lengths: Sequence[int]) -> int:
+        """How many segments of these lengths are computed together next."""
+        if self._config.reference_batch is not None:
+            return self._config.reference_batch
+        if self._config.deterministic:
+            return 1
+        return self._budget.next_batch([length / SAMPLE_RATE_HZ for length in lengths])
+
+    def _count(self, waves: Sequence[np.ndarray]) -> None:
+        audio_s = sum(map(len, waves)) / SAMPLE_RATE_HZ
+        self.stats["batches"] += 1
+        self.stats["audio_s"] += audio_s
+        if self._config.reference_batch is not None:
+            self.stats["padded_s"] += max(map(len, waves)) * len(waves) / SAMPLE_RATE_HZ - audio_s
+        if self._report is not None:
+            self._report(audio_s)
 
     def _encode(self, waves: Sequence[np.ndarray]) -> list[Result | ItemError]:
         try:
-            return list(self._forward(waves))
+            return self._forward(waves)
         except torch.AcceleratorError:
             # After such an error every later call on this device fails too. Only a new process has a
             # working device again, and Ray starts one for an actor whose process has ended.
             logger.exception("the device failed; this worker ends so that a new one can take over")
             os._exit(1)
         except Exception as error:  # one segment must never cost its neighbours
-            if len(waves) == 1:
-                seconds = len(waves[0]) / SAMPLE_RATE_HZ
-                reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-                if not isinstance(error, RuntimeError | MemoryError):
-                    reason = f"{type(error).__name__}: {reason}"
-                return [EncodeError(f"the encoder failed on a segment of {seconds:.1f} s: {reason}")]
+            memory_ended = _is_out_of_memory(error)
+            failed = _encode_error(waves[0], error)
+        # Outside of the handler, as the error holds on to what took the memory.
+        if memory_ended and self._config.reference_batch is None:
+            return self._encode_less(waves, failed)
+        if len(waves) == 1:
+            return [failed]
         return [result for wave in waves for result in self._encode([wave])]
 
+    def _encode_less(self, waves: Sequence[np.ndarray], failed: EncodeError) -> list[Result | ItemError]:
+        """The same segments in smaller batches, and one alone in windows."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        seconds = [len(wave) / SAMPLE_RATE_HZ for wave in waves]
+        if len(waves) > 1:
+            self._budget.halve(seconds)
+            self.stats["budget_s"] = self._budget.seconds
+            logger.warning("out of memory; batches are of %.0f s from here on", self._budget.seconds)
+            results: list[Result | ItemError] = []
+            while len(results) < len(waves):
+                begin = len(results)
+                results += self._encode(
+                    waves[begin : begin + self._num_next([len(w) for w in waves[begin:]])]
+                )
+            return results
+        window_s = seconds[0] / 2
+        while window_s >= _LEAST_WINDOW_S:
+            try:
+                return self._forward(waves, self._window_of(window_s, None))
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    return [_encode_error(waves[0], error)]
+            window_s /= 2
+        return [failed]
+
     @torch.inference_mode()
-    def _forward(self, waves: Sequence[np.ndarray]) -> Iterator[Result | ItemError]:
+    def _forward(
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None
+    ) -> list[Result | ItemError]:
+        if self._config.reference_batch is not None:
+            outputs = self._encode_padded(waves)
+        else:
+            windows = [window or self._window_for(wave) for wave in waves]
+            whole = [wave for wave, cut in zip(waves, windows, strict=True) if cut is None]
+            found = iter(self._heads.encode([self._input(wave) for wave in whole]) if whole else ())
+            # While the device computes, what comes next goes to its memory.
+            self._ready |= {id(wave): self._input(wave) for wave in self._ahead} if self._is_cuda else {}
+            outputs = [
+                next(found) if cut is None else self._encode_windows(wave, *cut)
+                for wave, cut in zip(waves, windows, strict=True)
+            ]
+        results: list[Result | ItemError] = []
+        for first, *others in zip(*self._heads(outputs), strict=True):
+            failed = next((one for one in others if isinstance(one, EncodeError)), None)
+            if isinstance(first, ItemError):
+                results.append(first)
+            elif failed is not None:
+                results.append(failed)
+            else:
+                results.append([first, *(None if isinstance(one, ItemError) else one for one in others)])
+        return results
+
+    def _encode_padded(self, waves: Sequence[np.ndarray]) -> list[PackedOutput]:
         features = self._extract(
-            list(waves),
+            list(waves), sampling_rate=SAMPLE_RATE_HZ, padding=True, return_tensors="pt", **self._on_device
+        )
+        values = features[self._input_name].to(self._device, self._dtype)
+        mask = features.get("attention_mask")
+        return self._heads.encode_padded(values, None if mask is None else mask.to(self._device))
+
+    def _encode_windows(self, wave: np.ndarray, length: int, left: int, right: int) -> PackedOutput:
+        """What the encoder gives for a segment whose windows are computed one after another and joined."""
+        kept: list[PackedOutput] = []
+        whole = self._input(wave) if self._config.normalize == "segment" else None
+        for window in cut_windows(len(wave), length, left, right):
+            if window.end - window.start < self._shortest:
+                continue  # less than a frame, which the window before it has heard
+            if whole is None:
+                piece = self._input(wave[window.start : window.end])
+            elif self._input_name == "input_values":
+                piece = whole[window.start : window.end]
+            else:
+                piece = whole[window.start // self._hop : round(window.end / self._hop)]
+            (output,) = self._heads.encode([piece])
+            last, layers = window.kept(self._last_hop), window.kept(self._hop)
+            kept.append(PackedOutput(output.last[last], tuple(layer[layers] for layer in output.layers)))
+        layers_of_all = zip(*(output.layers for output in kept), strict=True)
+        return PackedOutput(torch.cat([output.last for output in kept]), tuple(map(torch.cat, layers_of_all)))
+
+    def _window_for(self, wave: np.ndarray) -> tuple[int, int, int] | None:
+        """The samples of a window and its strides, for a segment that is too long to be computed whole."""
+        if self._window is not None:
+            return self._window if len(wave) > self._window[0] else None
+        return self._window_of(_WINDOW_S, None) if len(wave) > _LONGEST_S * SAMPLE_RATE_HZ else None
+
+    def _window_of(self, chunk_s: float, stride_s: float | Sequence[float] | None) -> tuple[int, int, int]:
+        return window_samples(chunk_s, stride_s, rate=SAMPLE_RATE_HZ, hop=self._last_hop)
+
+    def _input(self, samples: np.ndarray) -> torch.Tensor:
+        """What the encoder hears of these samples, on its device."""
+        if (ready := self._ready.pop(id(samples), None)) is not None:
+            return ready
+        features = self._extract(
+            samples,
             sampling_rate=SAMPLE_RATE_HZ,
-            padding=True,
             return_attention_mask=True,
             return_tensors="pt",
             **self._on_device,
         )
-        values = features[self._input_name].to(self._device, self._dtype)
-        mask = features["attention_mask"].to(self._device)
-        for first, *others in zip(*self._heads(values, mask), strict=True):
-            failed = next((found for found in others if isinstance(found, EncodeError)), None)
-            if isinstance(first, ItemError):
-                yield first
-            elif failed is not None:
-                yield failed
-            else:
-                yield [first, *(None if isinstance(found, ItemError) else found for found in others)]
+        values: torch.Tensor = features[self._input_name][0][: int(features["attention_mask"].sum())]
+        values = values.to(self._dtype)
+        if self._is_cuda and values.device.type == "cpu":
+            values = values.pin_memory()
+        return values.to(self._device, non_blocking=True)
+
+    def _found_budget_s(self) -> float:
+        if not self._is_cuda:
+            return _CPU_BUDGET_S
+        generator = np.random.default_rng(0)
+
+        def measure(seconds: float) -> tuple[float, float]:
+            piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
+            waves = [piece] * max(1, round(seconds / _TRIAL_S))
+            took_s = []
+            for _ in range(2):  # the first time, kernels are loaded
+                torch.cuda.synchronize(self._device)
+                torch.cuda.reset_peak_memory_stats(self._device)
+                began = time.perf_counter()
+                self._heads.encode([self._input(wave) for wave in waves])
+                torch.cuda.synchronize(self._device)
+                took_s.append(time.perf_counter() - began)
+            return took_s[-1], torch.cuda.max_memory_allocated(self._device)
+
+        most = _MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
+        return choose_budget(measure, most_bytes=most)
 
 
-def plan_batches(lengths: Sequence[int], budget: float, max_padding: float) -> Iterator[list[int]]:
-    """Groups items of like length.
+def _encode_error(wave: np.ndarray, error: Exception) -> EncodeError:
+    seconds = len(wave) / SAMPLE_RATE_HZ
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    if not isinstance(error, RuntimeError | MemoryError):
+        reason = f"{type(error).__name__}: {reason}"
+    return EncodeError(f"the encoder failed on a segment of {seconds:.1f} s: {reason}")
 
-    Args:
-        lengths: Of the items, in any unit.
-        budget: The longest length times the number of items of a batch is at most this; an item
-            above it is a batch of its own.
-        max_padding: Share of that product which may be padding.
 
-    Yields:
-        Indices into ``lengths``, longest items first, each index once.
-    """
-    batch: list[int] = []
-    total = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch:
-            area = lengths[batch[0]] * (len(batch) + 1)
-            if area > budget or area - total - lengths[index] > max_padding * area:
-                yield batch
-                batch, total = [], 0
-        batch.append(index)
-        total += lengths[index]
-    if batch:
-        yield batch
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of the CPU's allocator
 
 
 def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from w2v_ray.errors import ConfigError
 from w2v_ray.heads import Head
 
-__all__ = ["EncodeConfig"]
+__all__ = ["NORMALIZE", "EncodeConfig"]
+
+NORMALIZE = ("chunk", "segment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +27,21 @@ class EncodeConfig:
     attn_implementation: str = "sdpa"
     """The attention kernel."""
     dtype: str = "float32"
-    """Of weights and activations; the softmax is in float32 always."""
+    """Of weights and activations; the softmax is in float32 always. "int8" multiplies bytes, the rest is
+    in float32 on a CPU and in bfloat16 on a GPU."""
     max_batch_seconds: float | None = None
-    """Seconds in a batch, padding included; None: 240, or 8 on a CPU, where long segments are best alone."""
-    max_padding: float = 0.1
-    """Share of a batch that may be padding; on a CPU padding costs more than batching gains."""
+    """Seconds of audio in a batch, long segments counting for more; None: 16 on a CPU, tried out on a GPU."""
+    deterministic: bool = False
+    """Whether every segment is computed alone, so that its numbers never differ in a bit."""
+    reference_batch: int | None = None
+    """Segments in a batch that is padded as transformers pads it, in their order, with the numbers that this
+    gives; None: nothing is padded."""
+    chunk_length_s: float | None = None
+    """Seconds that are heard at once of longer segments, in overlapping windows; None: up to five minutes."""
+    stride_length_s: float | tuple[float, float] | None = None
+    """Seconds at the ends of a window that are heard and not kept; None: a sixth of it at each end."""
+    normalize: str = "chunk"
+    """Whether each window is normalized by itself, as pipelines do ("chunk"), or the whole ("segment")."""
     num_threads: int | None = None
     """CPU threads of torch; None: leave torch's default."""
 
@@ -43,7 +55,22 @@ class EncodeConfig:
             object.__setattr__(self, "heads", (head,))
         if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
             raise ConfigError(f"max_batch_seconds is {self.max_batch_seconds}, expected above 0; try 30")
-        if not 0 <= self.max_padding < 1:
-            raise ConfigError(f"max_padding is {self.max_padding}, expected from 0 up to below 1; try 0.1")
+        if self.reference_batch is not None and self.reference_batch < 1:
+            raise ConfigError(f"reference_batch is {self.reference_batch}, expected at least 1; try 8")
+        if self.normalize not in NORMALIZE:
+            raise ConfigError(
+                f"normalize is {self.normalize!r}, expected one of {', '.join(NORMALIZE)}; try chunk"
+            )
+        if self.stride_length_s is not None and self.chunk_length_s is None:
+            raise ConfigError(
+                f"stride_length_s is {self.stride_length_s} without chunk_length_s; say how long a window is"
+            )
+        if self.reference_batch is not None and (
+            self.dtype == "int8" or self.chunk_length_s or self.deterministic
+        ):
+            raise ConfigError(
+                f"reference_batch is {self.reference_batch}, which has the numbers of padded batches of "
+                "whole segments; leave out dtype int8, chunk_length_s and deterministic, or it"
+            )
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"num_threads is {self.num_threads}, expected at least 1; try 1")

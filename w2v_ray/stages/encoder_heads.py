@@ -1,6 +1,6 @@
-"""One encoder with several heads on it: a batch of inputs in, what each head makes of every row out.
+"""One encoder with several heads on it: segments in, what each head makes of every one out.
 
-Letters in tensor names: B batch, L frames, E width, K classes.
+Letters in tensor names: N frames of all segments, L frames of one, E width, K classes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from w2v_ray.models.auto import (
     AutoModelForCTC,
 )
 from w2v_ray.models.languages import Languages
+from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
+from w2v_ray.models.packed import PackedEncoder, PackedOutput
 from w2v_ray.schema import EMISSION_DTYPE
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -44,13 +46,23 @@ class EncoderHeads:
     Args:
         heads: At least one; an ``embed`` that pools a layer needs no model of its own.
         device: Where they run.
+        int8: Whether the encoder's large products are of bytes.
+        padded: Whether ``encode_padded`` is what will be called, and not ``encode``.
         options: Of ``from_pretrained``: dtype and attn_implementation.
 
     Raises:
         CheckpointError: A model cannot be loaded, or two have different encoders.
     """
 
-    def __init__(self, heads: Sequence[Head], *, device: torch.device, **options: Any) -> None:
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        *,
+        device: torch.device,
+        int8: bool = False,
+        padded: bool = False,
+        **options: Any,
+    ) -> None:
         self.heads = tuple(heads)
         self._models: dict[str, Any] = {}
         self.encoder: Any = None
@@ -77,6 +89,7 @@ class EncoderHeads:
             head.layer is not None or getattr(self._models.get(head.task), "needs_hidden_states", False)
             for head in heads
         )
+        self._packed = None if padded else PackedEncoder(self.encoder, int8=int8)
 
     @property
     def language(self) -> str | None:
@@ -103,46 +116,84 @@ class EncoderHeads:
             self._languages = Languages(self._models["transcribe"], own=tokenizer.target_lang, check=check)
         self._languages.use(language)
 
-    def __call__(self, values: torch.Tensor, mask: torch.Tensor) -> list[list[Value]]:
-        """What each head gives for each row.
+    def encode(self, inputs: Sequence[torch.Tensor]) -> list[PackedOutput]:
+        """What the encoder gives for segments, none of them padded; as of ``PackedEncoder``."""
+        assert self._packed is not None, "made for padded batches"
+        return self._packed(inputs, layers=self._wants_layers)
+
+    @torch.inference_mode()
+    def encode_padded(self, values: torch.Tensor, mask: torch.Tensor | None) -> list[PackedOutput]:
+        """What the encoder gives for a padded batch, as the reference computes it.
 
         Args:
             values: (batch, length) samples, or (batch, length, width) features.
-            mask: (batch, length), 1 where a row has input.
-
-        Returns:
-            For each head, for each row an array: log-probabilities (num_frames, vocabulary), a unit vector,
-            scores of classes, or of the classes in each frame (num_frames, classes); or what is wrong.
+            mask: (batch, length), 1 where a row has input; None: the padding is heard as silence.
         """
         # Said here, as a config.json can ask for more, or for a tuple.
         asked = {"output_attentions": False, "return_dict": True}
         encoded = self.encoder(values, mask, output_hidden_states=self._wants_layers, **asked)
-        num_frames = self.encoder.num_frames(mask.sum(-1))
-        found = []
-        for head in self.heads:
-            model = self._models.get(head.task)
-            if model is None:
-                layer = head.layer
-                x_BLE = encoded.last_hidden_state if layer is None else encoded.hidden_states[layer]
-                frames = (
-                    num_frames if layer is None else self.encoder.num_frames(mask.sum(-1), add_adapter=False)
-                )
-                found.append(list(_pooled(x_BLE, frames, with_std=head.pooling == "mean+std")))
-                continue
-            output = model.apply_head(encoded, values, mask)
+        last, layers = encoded.last_hidden_state, encoded.hidden_states or ()
+        if mask is None:
+            return [PackedOutput(last[row], tuple(x[row] for x in layers)) for row in range(len(values))]
+        counts = self.encoder.num_frames(mask.sum(-1)).tolist()
+        inner = self.encoder.num_frames(mask.sum(-1), add_adapter=False).tolist()
+        return [
+            PackedOutput(last[row, : counts[row]], tuple(x[row, : inner[row]] for x in layers))
+            for row in range(len(values))
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, outputs: Sequence[PackedOutput]) -> list[list[Value]]:
+        """What each head gives for each segment.
+
+        Args:
+            outputs: Of the encoder.
+
+        Returns:
+            For each head, for each segment an array: log-probabilities (num_frames, vocabulary), a unit
+            vector, scores of classes, or those of each frame (num_frames, classes); or what is wrong.
+        """
+        return [list(self._of_head(head, outputs)) for head in self.heads]
+
+    def _of_head(self, head: Head, outputs: Sequence[PackedOutput]) -> Iterator[Value]:
+        model = self._models.get(head.task)
+        if model is None:
+            frames = [output.last if head.layer is None else output.layers[head.layer] for output in outputs]
+            yield from _checked([_pooled(x_LE, with_std=head.pooling == "mean+std") for x_LE in frames])
+        elif head.task in ("transcribe", "frames"):  # each frame for itself, so all of them at once
+            logits_NK = _apply(model, _joined(outputs)).logits[0]
             if head.task == "transcribe":
-                log_probs = torch.log_softmax(output.logits, dim=-1, dtype=torch.float32)
-                found.append(list(_of_frames(log_probs, num_frames)))
-            elif head.task == "frames":
-                found.append(list(_of_frames(_activated(output.logits, head), num_frames)))
-            elif head.task == "classify":
-                found.append(list(_checked(_activated(output.logits, head))))
+                scores_NK = torch.log_softmax(logits_NK, dim=-1, dtype=torch.float32)
+                lengths = [len(output.last) for output in outputs]
             else:
-                frames = self.encoder.num_frames(
-                    mask.sum(-1), add_adapter=False if model.needs_hidden_states else None
-                )
-                found.append(list(_embeddings(output.embeddings, frames, shortest=model.reach + 2)))
-        return found
+                scores_NK = _activated(logits_NK, head)
+                lengths = [
+                    len(output.layers[0] if model.needs_hidden_states else output.last) for output in outputs
+                ]
+            yield from _of_frames(scores_NK, lengths)
+        elif head.task == "classify":
+            yield from _checked([_activated(_apply(model, output).logits[0], head) for output in outputs])
+        else:
+            units = [
+                torch.nn.functional.normalize(_apply(model, output).embeddings[0].float(), dim=-1)
+                for output in outputs
+            ]
+            frames = [output.layers[0] if model.needs_hidden_states else output.last for output in outputs]
+            yield from _embeddings(units, [len(x_LE) for x_LE in frames], shortest=model.reach + 2)
+
+
+def _apply(model: Any, output: PackedOutput) -> Any:
+    """What a model's head gives for a batch of one."""
+    layers = tuple(x_LE[None] for x_LE in output.layers) or None
+    encoded = Wav2Vec2BaseModelOutput(last_hidden_state=output.last[None], hidden_states=layers)
+    return model.apply_head(encoded, output.last[None])
+
+
+def _joined(outputs: Sequence[PackedOutput]) -> PackedOutput:
+    if len(outputs) == 1:
+        return outputs[0]
+    layers = zip(*(output.layers for output in outputs), strict=True)
+    return PackedOutput(torch.cat([output.last for output in outputs]), tuple(map(torch.cat, layers)))
 
 
 def _check_same(encoder: Any, other: Any, model: str, other_model: str) -> None:
@@ -164,36 +215,34 @@ def _activated(logits: torch.Tensor, head: Head) -> torch.Tensor:
     return logits.sigmoid() if head.activation == "sigmoid" else logits.softmax(-1)
 
 
-def _of_frames(x_BLK: torch.Tensor, num_frames: torch.Tensor) -> Iterator[Value]:
-    finite = x_BLK.isfinite().all(-1).cpu().numpy()
-    arrays = x_BLK.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
-    for row, frames in enumerate(num_frames.cpu().tolist()):
-        yield arrays[row, :frames] if finite[row, :frames].all() else EncodeError(_NOT_FINITE)
+def _of_frames(x_NK: torch.Tensor, lengths: Sequence[int]) -> Iterator[Value]:
+    finite = x_NK.isfinite().all(-1).cpu().numpy()
+    array = x_NK.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
+    end = 0
+    for length in lengths:
+        begin, end = end, end + length
+        yield array[begin:end] if finite[begin:end].all() else EncodeError(_NOT_FINITE)
 
 
-def _checked(x_BK: torch.Tensor) -> Iterator[Value]:
-    for row in x_BK.cpu().numpy():
+def _checked(rows: Sequence[torch.Tensor]) -> Iterator[Value]:
+    for row in torch.stack(list(rows)).cpu().numpy():
         yield row if np.isfinite(row).all() else EncodeError(_NOT_FINITE)
 
 
-def _pooled(x_BLE: torch.Tensor, num_frames: torch.Tensor, *, with_std: bool) -> Iterator[Value]:
-    """Unit vectors of the mean, and the standard deviation, of each row's own frames."""
-    x_BLE = x_BLE.float()
-    inside_BL1 = (torch.arange(x_BLE.shape[1], device=x_BLE.device) < num_frames[:, None])[..., None]
-    count_B1 = num_frames[:, None].clamp(min=1)
-    mean_BE = x_BLE.masked_fill(~inside_BL1, 0).sum(1) / count_B1
+def _pooled(x_LE: torch.Tensor, *, with_std: bool) -> torch.Tensor:
+    """The unit vector of the mean, and the standard deviation, of the frames."""
+    x_LE = x_LE.float()
+    pooled_E = x_LE.mean(0)
     if with_std:
-        square_BLE = (x_BLE - mean_BE[:, None]).square().masked_fill(~inside_BL1, 0)
-        mean_BE = torch.cat([mean_BE, (square_BLE.sum(1) / count_B1).sqrt()], dim=-1)
-    yield from _checked(torch.nn.functional.normalize(mean_BE, dim=-1))
+        pooled_E = torch.cat([pooled_E, (x_LE - pooled_E).square().mean(0).sqrt()])
+    return torch.nn.functional.normalize(pooled_E, dim=-1)
 
 
-def _embeddings(x_BE: torch.Tensor, num_frames: torch.Tensor, *, shortest: int) -> Iterator[Value]:
-    units = torch.nn.functional.normalize(x_BE.float(), dim=-1)
-    for value, frames in zip(_checked(units), num_frames.cpu().tolist(), strict=True):
-        if frames < shortest:
+def _embeddings(units: Sequence[torch.Tensor], lengths: Sequence[int], *, shortest: int) -> Iterator[Value]:
+    for value, length in zip(_checked(units), lengths, strict=True):
+        if length < shortest:
             yield TooShortError(
-                f"the segment has {frames} frames, the head for speakers needs {shortest}; "
+                f"the segment has {length} frames, the head for speakers needs {shortest}; "
                 "nobody can be told by so short a sound"
             )
         else:

@@ -1,0 +1,96 @@
+"""Attention of utterances that lie end to end: each sees its own frames alone.
+
+Letters in tensor names: N frames of all utterances, L frames of one, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+
+import torch
+
+from w2v_ray.models.attention import KERNELS
+
+__all__ = ["Bias", "packed_attention"]
+
+Bias = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""(H, L, D) queries of an utterance and a range of them to (H, range, L), which is added to the scores."""
+
+_SCORES_AT_ONCE = 2**24  # that a bias is computed for: 64 MB in float32
+
+
+def packed_attention(
+    q_NHD: torch.Tensor,
+    k_NHD: torch.Tensor,
+    v_NHD: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    kernel: str,
+    bias: Bias | None = None,
+) -> torch.Tensor:
+    """Attention with queries scaled by ``D ** -0.5``.
+
+    Args:
+        q_NHD: Queries.
+        k_NHD: Keys.
+        v_NHD: Values.
+        lengths: Frames of each utterance, N together.
+        kernel: A name of KERNELS.
+        bias: What is added to the scores; asked for so many queries at a time that it stays small.
+
+    Returns:
+        (N, H * D).
+    """
+    if bias is None and q_NHD.is_cuda and q_NHD.dtype in (torch.float16, torch.bfloat16):
+        attend = _FLASH.get(kernel)
+        if attend is not None:
+            ends = torch.tensor([0, *lengths], device=q_NHD.device).cumsum(0, dtype=torch.int32)
+            return attend(q_NHD, k_NHD, v_NHD, ends, max(lengths)).flatten(1)
+    found = []
+    parts = (torch.split(x_NHD, list(lengths)) for x_NHD in (q_NHD, k_NHD, v_NHD))
+    for q_LHD, k_LHD, v_LHD in zip(*parts, strict=True):
+        q_HLD, k_HLD, v_HLD = (x.transpose(0, 1) for x in (q_LHD, k_LHD, v_LHD))
+        found += _one(q_HLD, k_HLD, v_HLD, kernel, bias)
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _one(
+    q_HLD: torch.Tensor, k_HLD: torch.Tensor, v_HLD: torch.Tensor, kernel: str, bias: Bias | None
+) -> list[torch.Tensor]:
+    """The result of one utterance, (L, H * D), in parts if a bias for all of it would be large."""
+    heads, frames, _ = q_HLD.shape
+    step = frames if bias is None else max(1, _SCORES_AT_ONCE // (heads * frames))
+    parts = []
+    for begin in range(0, frames, step):
+        end = min(frames, begin + step)
+        added = None if bias is None else bias(q_HLD, begin, end)[None]
+        out_1HLD, _ = KERNELS[kernel](
+            q_HLD[None, :, begin:end], k_HLD[None], v_HLD[None], None, 0.0, bias_BHLL=added
+        )
+        parts.append(out_1HLD[0].transpose(0, 1).flatten(1))
+    return parts
+
+
+def _varlen(
+    q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor, ends: torch.Tensor, longest: int
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # FlashAttention, as it comes with torch
+
+    out = varlen_attn(q_NHD, k_NHD, v_NHD, ends, ends, longest, longest)
+    assert isinstance(out, torch.Tensor), "nothing else was asked for"
+    return out
+
+
+def _flash_attention_2(
+    q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor, ends: torch.Tensor, longest: int
+) -> torch.Tensor:
+    import flash_attn
+
+    out: torch.Tensor = flash_attn.flash_attn_varlen_func(q_NHD, k_NHD, v_NHD, ends, ends, longest, longest)
+    return out
+
+
+_FLASH = {"flash_attention_2": _flash_attention_2}
+if find_spec("torch.nn.attention.varlen") is not None:
+    _FLASH["sdpa"] = _varlen
