@@ -187,6 +187,8 @@ def largest_difference(found: Sequence[Array], expected: Sequence[Array]) -> tup
     """The largest of all values, and the largest beyond what rounding to float16 explains."""
     largest, beyond = 0.0, 0.0
     for ours, theirs in zip(found, expected, strict=True):
+        # transformers pads an odd number of mel frames, and may give a last frame that is padding in part.
+        theirs = theirs[: len(ours)] if len(theirs) == len(ours) + 1 else theirs
         if ours.shape != theirs.shape:
             raise AssertionError(f"log-probabilities have shape {ours.shape}, expected {theirs.shape}")
         apart = np.abs(ours.astype(np.float32) - theirs)
@@ -418,9 +420,7 @@ def main() -> None:
         usual = {"clips": 96, "threads": os.cpu_count() or 1, "dtypes": ["bfloat16"]}
         usual |= {"reference_dtype": "bfloat16", "kernels": ["sdpa", "eager", "flash_attention_2"]}
         usual |= {"batch_sizes": [8, 16, 32]}
-    for option, value in usual.items():
-        if getattr(args, option) is None:
-            setattr(args, option, value)
+    vars(args).update({name: value for name, value in usual.items() if getattr(args, name) is None})
 
     torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False  # or float32 on a GPU would be no float32 in convolutions
