@@ -70,7 +70,7 @@ console    -> job output plan progress
 sizing     -> decoder_config errors stores
 benchmark  -> audio config decoding errors frame_rate heads job models pipeline plan processors progress
 benchmark  -> schema stages stores w2v_ray
-console_bench -> benchmark console sizing
+console_bench -> benchmark console demo sizing
 console_demo -> demo metrics
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline

@@ -28,7 +28,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(JobConfig
 _TAKEN = (
     *("task", "model", "revision", "device", "dtype", "attn_implementation", "encoder_threads"),
     *("max_segment_seconds", "channel", "vad", "audio_column", "stores", "allow_http"),
-    *("num_decoders", "decoder_threads"),
+    *("num_encoders", "num_decoders", "decoder_threads"),
 )
 _BENCH_EPILOG = """\
 examples:
@@ -105,9 +105,11 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
             default=_DEFAULTS[name],
             help=f"{text} (default: %(default)s)",
         )
-    parser.add_argument(
-        "--encoder-threads", type=int, metavar="N", help="CPU threads of the encoder (default: all cores)"
-    )
+    for name, text in (
+        ("num-encoders", "encoders of a job on this machine (default: one per GPU, or one on a CPU)"),
+        ("encoder-threads", "CPU threads of each encoder (default: all cores)"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
     parser.add_argument(
         "--max-segment-seconds",
         type=float,

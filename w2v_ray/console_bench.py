@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from w2v_ray import demo
 from w2v_ray.benchmark import BenchReport, StageReport
 from w2v_ray.console import audio_time
 from w2v_ray.sizing import Sizing
@@ -62,11 +63,12 @@ def show_bench(report: BenchReport, *, path: str, is_kept: bool) -> None:
     if report.device_bytes is not None:
         memory += f"; {_bytes(report.device_bytes)} on the GPU"
     grid.add_row("memory", memory)
-    needed = _count(report.audio_decoders, "worker") + " that read, decode and segment"
+    verbs = "reads, decodes and segments" if report.audio_decoders == 1 else "read, decode and segment"
+    needed = _count(report.audio_decoders, "worker") + f" that {verbs}"
     if report.text_decoders:
-        needed += f", {_count(report.text_decoders, 'thread')} that " + (
-            "decode text" if report.decoder != "none" else "make results"
-        )
+        verb, result = ("make", "results") if report.decoder == "none" else ("decode", "text")
+        work = f"{verb}{'s' if report.text_decoders == 1 else ''} {result}"
+        needed += f", {_count(report.text_decoders, 'thread')} that {work}"
     grid.add_row("to keep it busy", f"{needed}, for each encoder")
     grid.add_row(
         "storage",
@@ -92,7 +94,7 @@ def show_bench(report: BenchReport, *, path: str, is_kept: bool) -> None:
 
 
 def _stage_table(report: BenchReport) -> Table:
-    table = Table("stage", "of a minute", "x real time", "share", "cores", box=None, pad_edge=False)
+    table = Table("stage", "a minute takes", "x real time", "share", "cores", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in report.stages:
@@ -110,6 +112,8 @@ def _stage_table(report: BenchReport) -> Table:
 
 def _notes(report: BenchReport) -> Iterator[str]:
     """What a reader should know before trusting the numbers."""
+    if report.model == str(demo.CHECKPOINT):
+        yield "that was the small checkpoint that comes with the package: name yours with --model"
     if report.num_failed:
         yield f"{_count(report.num_failed, 'segment')} failed and are not counted; a job would reject them"
     encode = next(stage for stage in report.stages if stage.name == "encode")
@@ -134,11 +138,10 @@ def show_sizing(sizing: Sizing) -> None:
     if sizing.num_cores is None:
         grid.add_row("CPU cores", "not known without a measurement: see `w2v-ray bench`")
     else:
-        grid.add_row(
-            "CPU cores", f"{sizing.num_cores:,}, {sizing.num_cores // sizing.num_workers} for each {worker}"
-        )
+        each = f"{sizing.num_cores // sizing.num_workers} for each {worker}"
+        grid.add_row("CPU cores", f"{sizing.num_cores:,}, {each}, of which are busy while all work:")
         for title, cores in _by_work(sizing):
-            grid.add_row("", f"{cores:,.1f} busy {title}")
+            grid.add_row("", f"{cores:,.1f} {title}")
     grid.add_row("wall clock", _span(sizing.wall_s))
     grid.add_row("shards", f"{sizing.num_shards:,} of {sizing.shard_seconds:g} s")
     if sizing.read_bytes is not None and sizing.read_bytes_per_s is not None:
@@ -148,8 +151,8 @@ def show_sizing(sizing: Sizing) -> None:
     parts = [f"GPUs {sizing.gpu_cost:,.2f}"] if sizing.on_gpu else []
     if sizing.core_cost:
         parts.append(f"cores {sizing.core_cost:,.2f}")
-    per_hour = f"{sizing.cost / sizing.hours:,.4g} for an hour of audio"
-    grid.add_row("cost", f"{sizing.cost:,.2f}: {', '.join([*parts, per_hour])}")
+    per_hour = sizing.cost / sizing.hours * 1000
+    grid.add_row("cost", f"{sizing.cost:,.2f} ({', '.join(parts)}), {per_hour:,.3g} for 1,000 h of audio")
     grid.add_row("bottleneck", f"{sizing.bottleneck}; {sizing.advice}")
     console.print(grid)
     console.print("\nassumed:")

@@ -27,8 +27,10 @@ _DURATION = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in _UNITS
 class Rates:
     """What one worker does in a second: a GPU with the cores that feed it, or a machine without a GPU."""
 
-    encode_rate: float
-    """Seconds of audio that a GPU encodes in a second."""
+    rate: float
+    """Seconds of audio that a GPU encodes in a second, or with all its stages a machine without one."""
+    limit: str = "encode"
+    """The stage that limits it."""
     on_gpu: bool = True
     """Whether the encoder runs on a GPU; else all stages share the cores."""
     num_cores: int = 1
@@ -122,10 +124,10 @@ def read_rates(path: str) -> Rates:
         raise InputError(
             f"{path!r} does not exist; measure first with `w2v-ray bench`, or give a rate with --rate"
         ) from error
-    except Exception as error:  # each store has its own errors, JSON has others, and a key may be missing
+    except Exception as error:  # each store has its own errors, and JSON has others
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else stores.explain(error)
         raise InputError(
-            f"{path!r} is no file that `w2v-ray bench` wrote ({stores.explain(error)}); write one with its "
-            "--output"
+            f"{path!r} is no file that `w2v-ray bench` wrote ({reason}); write one with its --output"
         ) from error
     raise InputError(f"{path!r} is of version {version}, this reads {_VERSION}; run `w2v-ray bench` again")
 
@@ -136,7 +138,8 @@ def _rates(found: Mapping[str, Any]) -> Rates:
     whole = found["whole"]
     text = "" if found["decoder"] == "none" else f", {found['decoder']}"
     return Rates(
-        encode_rate=float(stages["encode"]["rate"]),
+        rate=float(stages["encode"]["rate"] if on_gpu else found["expected_rate"]),
+        limit="encode" if on_gpu else str(found["limit"]),
         on_gpu=on_gpu,
         num_cores=int(found["num_cores"]),
         costs={name: float(stage["cpu_s"]) / float(stage["audio_s"]) for name, stage in stages.items()},
@@ -159,10 +162,11 @@ def with_gpu_rate(rates: Rates | None, rate: float) -> Rates:
         raise ConfigError(f"rate is {rate:g}, expected a number above 0: seconds of audio in a second")
     given = f"{rate:g} x real time for each GPU, as given"
     if rates is None:
-        return Rates(encode_rate=rate, source=given)
+        return Rates(rate=rate, source=given)
     return replace(
         rates,
-        encode_rate=rate,
+        rate=rate,
+        limit="encode",
         on_gpu=True,
         costs={**rates.costs, "encode": 1 / rate},  # a core that feeds the GPU
         worker_name="",
@@ -269,46 +273,37 @@ def size_cluster(
 def _limit(rates: Rates, core_s: float, cores_per_gpu: int | None) -> tuple[float, str, str]:
     """The rate of a busy worker, the stage that limits it, and what would change that."""
     if not rates.on_gpu:
-        costliest = max(rates.costs, key=rates.costs.__getitem__)
-        share = rates.costs[costliest] / core_s
-        advice = f"it keeps {share:.0%} of the cores busy"
-        return rates.num_cores / core_s, costliest, advice + _gpu_advice(costliest)
+        advice = f"it takes {rates.costs[rates.limit] / core_s:.0%} of the work of the cores"
+        if rates.limit == "encode":
+            advice += ", which a GPU would take from them"
+        return rates.rate, rates.limit, advice
     others = {name: cost for name, cost in rates.costs.items() if name != "encode"}
     if not others:
-        return rates.encode_rate, "encode", "whether the cores keep up is not known without a measurement"
+        return rates.rate, "encode", "whether the cores keep up is not known without a measurement"
     costliest = max(others, key=others.__getitem__)
-    needed = rates.encode_rate * core_s
+    needed = rates.rate * core_s
     if cores_per_gpu is None or cores_per_gpu >= needed:
-        return rates.encode_rate, "encode", f"below {needed:.1f} cores for each GPU, {costliest} would be"
-    return (
-        cores_per_gpu / core_s,
-        costliest,
-        f"{cores_per_gpu} cores keep a GPU {cores_per_gpu / needed:.0%} busy; {math.ceil(needed)} would all "
-        "of the time",
-    )
-
-
-def _gpu_advice(costliest: str) -> str:
-    return "; a GPU would take it from them" if costliest == "encode" else ""
+        return rates.rate, "encode", f"below {needed:.1f} cores for each GPU it would be {costliest}"
+    share = cores_per_gpu / needed
+    advice = f"{cores_per_gpu} cores keep a GPU busy for {share:.0%} of the time, {math.ceil(needed)} for all"
+    return rates.rate * share, costliest, advice
 
 
 def _assumptions(rates: Rates, efficiency: float, prices: Prices, cores_per_gpu: int | None) -> list[str]:
     """What the numbers rest on, each in a sentence."""
     said = [f"the rates are {rates.source}; other audio, segments or settings have others"]
-    reached = (
-        "" if rates.whole_share is None else f"; the pipeline reached {rates.whole_share:.0%} when measured"
-    )
-    said.append(
-        f"a long job reaches {efficiency:.0%} of them (--efficiency): start-up, the last shards, workers "
-        f"that die{reached}"
-    )
+    long = f"a long job reaches {efficiency:.0%} of them (--efficiency): start-up, the last shards, workers "
+    long += "that die"
+    if rates.whole_share is not None:
+        long += f"; in the measurement the whole on Ray reached {rates.whole_share:.0%}"
+        if rates.whole_share < efficiency:
+            long += ", so take less"
+    said.append(long)
     core = f"an hour of a core costs {prices.core:g} (--cpu-price)"
     if cores_per_gpu is not None:
         core = f"its {cores_per_gpu} cores included"
     gpu = f"an hour of a GPU costs {prices.gpu:g} (--gpu-price), "
     said.append(f"{gpu if rates.on_gpu else ''}{core}, in any currency; storage and traffic are not counted")
     if rates.read_bytes_per_audio_s is not None:
-        said.append(
-            "the store gives what is asked of it, and machines with more GPUs have as many cores for each"
-        )
+        said.append("the store gives what is asked of it")
     return said

@@ -147,9 +147,7 @@ def _measure(
         encode = next(stage for stage in stages if stage.name == "encode")
         written = sum(p.stat().st_size for p in Path(folder, "written-0").rglob("*.parquet"))
         num_cores = os.cpu_count() or 1
-        rate, limit = limit_of(
-            stages, num_cores=num_cores, num_encoders=encoder.num_encoders, on_gpu=encoder.on_gpu
-        )
+        rate, limit = limit_of(stages, num_cores=num_cores, num_encoders=encoder.num_encoders)
         memory = encoder.memory()  # before the matrices below
         return BenchReport(
             version=VERSION,
@@ -279,24 +277,20 @@ def _needed(rate: float, stages: Sequence[StageReport], names: Sequence[str]) ->
     return math.ceil(rate * sum(1 / stage.rate for stage in stages if stage.name in names))
 
 
-def limit_of(
-    stages: Sequence[StageReport], *, num_cores: int, num_encoders: int, on_gpu: bool
-) -> tuple[float, str]:
+def limit_of(stages: Sequence[StageReport], *, num_cores: int, num_encoders: int) -> tuple[float, str]:
     """The rate of a machine on which all stages go on at once, and the stage that limits it.
 
     Args:
         stages: As they were timed.
         num_cores: Of the CPU, which all stages share.
-        num_encoders: GPUs; on a CPU the encoder is one of those that share the cores.
-        on_gpu: Whether the encoder runs on GPUs.
+        num_encoders: That encode at once, each as fast as the one that was timed.
     """
     costs = {stage.name: stage.cpu_s / stage.audio_s for stage in stages}
     cpu_rate = num_cores / sum(costs.values())
-    costliest = max(costs, key=costs.__getitem__)
     encode_rate = num_encoders * next(stage.rate for stage in stages if stage.name == "encode")
-    if on_gpu and encode_rate <= cpu_rate:
+    if encode_rate <= cpu_rate:
         return encode_rate, "encode"
-    return cpu_rate, costliest
+    return cpu_rate, max(costs, key=costs.__getitem__)
 
 
 def _decoder_name(job: JobConfig) -> str:

@@ -39,8 +39,10 @@ class EncoderBench:
         self.on_gpu = self.device.type == "cuda"
         self.device_name = device_name(self.device)
         self.torch_version = torch.__version__
-        self.num_encoders = torch.cuda.device_count() if self.on_gpu else 1
-        self.num_threads = None if self.on_gpu else job.encoder_threads or os.cpu_count() or 1
+        self.num_encoders = job.num_encoders or (torch.cuda.device_count() if self.on_gpu else 1)
+        self.num_threads = None
+        if not self.on_gpu:  # as the pipeline gives them out
+            self.num_threads = job.encoder_threads or max(1, (os.cpu_count() or 1) // self.num_encoders)
         self._job, self._heads = job, heads
         self._threads_before = torch.get_num_threads()
         self._lengths: list[int] = []

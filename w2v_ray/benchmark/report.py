@@ -80,10 +80,10 @@ class BenchReport:
     """Where the encoder ran: cpu, or cuda:N."""
     device_name: str
     num_encoders: int
-    """That this machine has room for: its GPUs, or one on a CPU."""
+    """That would run on this machine: of which one was timed."""
     num_cores: int
     encoder_threads: int | None
-    """Of the CPU; None on a GPU."""
+    """CPU threads of each encoder; None on a GPU."""
     dtype: str
     attn_implementation: str
     num_recordings: int

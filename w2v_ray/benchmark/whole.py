@@ -31,13 +31,13 @@ def run_whole(job: JobConfig, sample: pa.Table, *, rate: float, num_encoders: in
         job: Its output is new.
         sample: Of `w2v_ray.plan.take_sample`.
         rate: That is expected, which says how much audio is enough.
-        num_encoders: That this machine has room for.
+        num_encoders: That run at once.
 
     Raises:
         W2vRayError: As of `w2v_ray.run`.
     """
     audio_s = rate * _WORK_S
-    shard_s = audio_s / (_SHARDS_EACH * (job.num_encoders or num_encoders))
+    shard_s = audio_s / (_SHARDS_EACH * num_encoders)
     job = replace(job, shard_seconds=min(_LONGEST_S, max(_SHORTEST_S, shard_s)))
     plan = prepare_sample(job, sample, seconds=audio_s)
     startup_s, last = 0.0, None
