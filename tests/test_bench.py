@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
 from w2v_ray import JobConfig, console_bench, demo
 from w2v_ray.benchmark import BenchReport, EncoderReport, StageReport, WholeReport, run_bench
-from w2v_ray.benchmark.bench import limit_of
+from w2v_ray.benchmark.bench import _written_per_s, limit_of
 from w2v_ray.cli import main
 from w2v_ray.plan import take_sample
 
@@ -87,6 +88,13 @@ def test_storage_and_memory_are_those_of_the_sample(report: BenchReport) -> None
     assert 2e8 < report.process_bytes < 1e10
 
 
+def test_bytes_that_each_file_has_count_once_a_shard() -> None:
+    # 5000 of them, and 100 for a second.
+    assert _written_per_s([6000, 17_000], [10, 120], 1200) == (5000 + 1200 * 100) / 1200
+    assert _written_per_s([6000, 17_000], [10, 120], 100) == 17_000 / 120
+    assert _written_per_s([17_000, 17_000], [120, 120], 1200) == 17_000 / 120
+
+
 def test_as_many_decoders_as_keep_an_encoder_busy(report: BenchReport) -> None:
     paces = {stage.name: 1 / stage.rate for stage in report.stages}
     needed = sum(paces[name] for name in STAGES[:3]) / paces["encode"]
@@ -122,13 +130,17 @@ def test_a_search_and_embeddings_are_measured_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("w2v_ray.benchmark.bench._LEAST_TIMED_S", 0.0)
+    monkeypatch.setattr("w2v_ray.benchmark.peak._LARGEST", 256)
     common = ["--seconds", "3", "--no-whole", "--encoder-threads", "1", "--device", "cpu", "--json"]
     common += ["--output", str(tmp_path / "found.json"), "--model", str(tiny_checkpoint)]
+    clips = [path.read_bytes() for path in sorted(demo.ARCHIVE.glob("*.flac"))[:2]]
+    pq.write_table(pa.table({"audio": clips}), tmp_path / "clips.parquet")
     assert main(["bench", *common, "--lm", str(demo.LANGUAGE_MODEL), "--beam-width", "20"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["decoder"] == f"beam search of 20 with {demo.LANGUAGE_MODEL}"
-    assert main(["bench", str(demo.ARCHIVE), *common, "--task", "embed"]) == 0
+    assert main(["bench", str(tmp_path / "clips.parquet"), *common, "--task", "embed"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["read_bytes_per_audio_s"] > 5000
     assert [stage["name"] for stage in found["stages"]] == [n for n in STAGES if n != "decode_text"]
     assert (found["decoder"], found["text_decoders"]) == ("none", 0)
 

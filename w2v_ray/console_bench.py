@@ -51,7 +51,7 @@ def show_bench(report: BenchReport, *, path: str, is_kept: bool) -> None:
     encoder = report.encoder
     grid.add_row(
         "encoder",
-        f"{encoder.achieved_flops / 1e12:,.3g} of {encoder.peak_flops / 1e12:,.3g} Tflop/s: "
+        f"{_scaled(encoder.achieved_flops, 'flop/s')} of {_scaled(encoder.peak_flops, 'flop/s')}: "
         f"{encoder.peak_share:.0%} of what large matrix products in {report.dtype} reach here",
     )
     grid.add_row(
@@ -209,8 +209,13 @@ def _span(seconds: float) -> str:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
+    return _scaled(count, "B")
+
+
+def _scaled(count: float, unit: str) -> str:
+    """A number with a prefix to its unit."""
+    for prefix in ("", "k", "M", "G", "T"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g} {prefix}{unit}"
         count /= 1000
-    return f"{count:,.3g} PB"
+    return f"{count:,.3g} P{unit}"

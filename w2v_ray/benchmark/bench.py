@@ -139,13 +139,17 @@ def _measure(
         for name, stage in (found for head in heads if (found := _results(job, head)) is not None):
             table = timed(name, stage, table)
         say("write_parquet")
+        first = table.filter(pc.equal(table.column("item_index"), 0))
+        first = first.filter(pc.equal(first.column("shard_id"), plan.pending[0]))
+        _write(job, plan, [first], folder, "warm-up")
         shards = [table.filter(pc.equal(table.column("shard_id"), shard)) for shard in plan.pending]
-        _, timing = _timed("write_parquet", lambda number: _write(job, plan, shards, folder, number))
+        _, timing = _timed("write_parquet", lambda number: _write(job, plan, shards, folder, str(number)))
         timings.append(timing)
         say("the peak of this device")
         stages = _stage_reports(timings, audio_s, encoded_s)
         encode = next(stage for stage in stages if stage.name == "encode")
-        written = sum(p.stat().st_size for p in Path(folder, "written-0").rglob("*.parquet"))
+        sizes = [_bytes_in(Path(folder, name)) for name in ("written-warm-up", "written-0")]
+        first_s = pc.sum(first.filter(pc.is_null(first.column("error"))).column("duration_s")).as_py() or 0.0
         num_cores = os.cpu_count() or 1
         rate, limit = limit_of(stages, num_cores=num_cores, num_encoders=encoder.num_encoders)
         memory = encoder.memory()  # before the matrices below
@@ -170,7 +174,7 @@ def _measure(
             audio_s=audio_s,
             encoded_s=encoded_s,
             read_bytes_per_audio_s=read_bytes / audio_s,
-            written_bytes_per_audio_s=written / audio_s,
+            written_bytes_per_audio_s=_written_per_s(sizes, [first_s, audio_s], job.shard_seconds),
             stages=stages,
             encoder=encoder.report(encode, repeated),
             process_bytes=memory[0],
@@ -241,18 +245,34 @@ def _results(job: JobConfig, head: Head) -> tuple[str, Stage] | None:
     return "decode_text", DecodeText(text)
 
 
-def _write(job: JobConfig, plan: Plan, shards: Sequence[pa.Table], folder: str, number: int) -> pa.Table:
-    """Writes all shards to a folder of their own, as a published shard is not written again."""
+def _write(job: JobConfig, plan: Plan, shards: Sequence[pa.Table], folder: str, name: str) -> pa.Table:
+    """Writes shards to a folder of their own, as a published shard is not written again."""
     tasks = [job.task, *(text.partition("=")[0].strip() for text in job.also)]
     stage = WriteParquet(
         WriteParquetConfig(
-            output=os.path.join(folder, f"written-{number}"),
+            output=os.path.join(folder, f"written-{name}"),
             job_fingerprint=plan.job_fingerprint,
             table=TABLE_OF_TASK[tasks[0]],
             also=tuple(TABLE_OF_TASK[task] for task in tasks[1:]),
         )
     )
     return pa.concat_tables([stage(shard) for shard in shards])
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+
+
+def _written_per_s(sizes: Sequence[int], seconds: Sequence[float], shard_s: float) -> float:
+    """Bytes of tables for a second of audio in a shard of the job.
+
+    A file has some bytes however little audio it is of, which a small one and a larger one tell.
+    """
+    (small, large), (small_s, large_s) = sizes, seconds
+    if large_s >= shard_s or large_s <= small_s:
+        return large / large_s
+    growth = max(0.0, (large - small) / (large_s - small_s))
+    return (large + growth * (shard_s - large_s)) / shard_s
 
 
 def _stage_reports(timings: Sequence[_Timing], audio_s: float, encoded_s: float) -> tuple[StageReport, ...]:
