@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,17 @@ def test_a_plan_is_made_of_it(
     assert "GPUs 2, each 3,000 x real time" in text
     assert "wall clock 19 h 36 min" in text
     assert f"GPUs {2 * 100_000 / (2 * 3000 * 0.85) * 3:,.2f}" in text
+
+
+def test_the_plan_in_the_docs_is_the_plan_that_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    page = (Path(__file__).resolve().parents[1] / "docs" / "sizing.md").read_text(encoding="utf-8")
+    ((order, expected),) = re.findall(r"(?ms)^\$ w2v-ray (.+?)$\n(.+?)^```", page)
+    assert main(order.split()) == 0
+    said = capsys.readouterr().out.partition("\nassumed:")[0]
+    assert [line.rstrip() for line in said.splitlines()] == expected.splitlines()
 
 
 def test_what_was_measured_last_is_taken_where_no_file_is_named(

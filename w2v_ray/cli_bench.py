@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from w2v_ray import demo
 from w2v_ray.cli_decode import (
     add_decoder_arguments,
     add_store_arguments,
@@ -71,7 +70,6 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        default=str(demo.CHECKPOINT),
         help="checkpoint folder or hub id (default: the small one that comes with the package)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -192,7 +190,7 @@ def _add_plan(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from w2v_ray import console_bench
+    from w2v_ray import console_bench, demo
     from w2v_ray.benchmark import run_bench
     from w2v_ray.result_files import check_result, write_lines
 
@@ -201,6 +199,8 @@ def _bench(args: argparse.Namespace) -> int:
     if not args.output:
         _make_folder(_last().parent)
     check_result(path)
+    if args.model is None:
+        args.model = str(demo.CHECKPOINT)
     job = JobConfig(
         inputs=tuple(args.inputs) or demo.INPUTS,
         output=os.curdir,  # nothing is written there

@@ -16,7 +16,7 @@ from w2v_ray import stores
 from w2v_ray.decoder_config import check_range
 from w2v_ray.errors import ConfigError, InputError
 
-__all__ = ["Prices", "Rates", "Sizing", "read_duration", "read_rates", "size_cluster"]
+__all__ = ["Prices", "Rates", "Sizing", "read_duration", "read_rates", "size_cluster", "with_gpu_rate"]
 
 _VERSION = 1  # of the record that `w2v-ray bench` writes
 _UNITS = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
