@@ -141,7 +141,7 @@ def show_sizing(sizing: Sizing) -> None:
         each = f"{sizing.num_cores // sizing.num_workers} for each {worker}"
         grid.add_row("CPU cores", f"{sizing.num_cores:,}, {each}, of which are busy while all work:")
         for title, cores in _by_work(sizing):
-            grid.add_row("", f"{cores:,.1f} {title}")
+            grid.add_row("", f"{cores:,.1f} {title}" if cores >= 0.05 else f"next to none {title}")
     grid.add_row("wall clock", _span(sizing.wall_s))
     grid.add_row("shards", f"{sizing.num_shards:,} of {sizing.shard_seconds:g} s")
     if sizing.read_bytes is not None and sizing.read_bytes_per_s is not None:
