@@ -67,6 +67,10 @@ embeddings -> errors inputs metrics output recording_names
 exports    -> errors output parts plan rttm schema stores
 references -> errors exports inputs metrics recording_names rttm
 console    -> job output plan progress
+sizing     -> decoder_config errors stores
+benchmark  -> audio config decoding errors frame_rate heads job models pipeline plan processors progress
+benchmark  -> schema stages stores w2v_ray
+console_bench -> benchmark console demo sizing
 console_demo -> demo metrics
 cli_lm     -> errors text
 cli_decode -> config console decoder_config errors job pipeline
@@ -74,9 +78,11 @@ cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
+cli_bench  -> benchmark cli_decode config console_bench decoder_config demo errors head_config result_files
+cli_bench  -> sizing text
 cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job pipeline plan w2v_ray
+cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config
+cli        -> console console_demo demo errors job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -9,7 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
+from w2v_ray import (
+    __version__,
+    cli_bench,
+    cli_embeddings,
+    cli_export,
+    cli_frames,
+    cli_jobs,
+    cli_lm,
+    cli_output,
+)
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -49,6 +58,8 @@ examples:
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
   w2v-ray export out --format srt --output captions
+  w2v-ray bench recordings/ --model ./checkpoint
+  w2v-ray plan --hours 100000 --deadline 24h
 """
 _DONE = {
     "transcribe": "transcribed",
@@ -147,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_embeddings.add_commands(commands, common)
     cli_frames.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
+    cli_bench.add_commands(commands, common)
     return parser
 
 
@@ -291,6 +303,7 @@ def _status_of(output: str) -> Status:
 
 
 _COMMANDS = {
+    **cli_bench.COMMANDS,
     **cli_embeddings.COMMANDS,
     **cli_frames.COMMANDS,
     "align": _job,

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
@@ -30,7 +32,7 @@ from w2v_ray.output import (
     remove_leftovers,
     spoken_languages_fingerprint,
 )
-from w2v_ray.plan import Plan, make_plan, make_redecode_plan, status
+from w2v_ray.plan import Plan, make_plan, make_redecode_plan, make_sample_plan, status
 from w2v_ray.plan.records import read_job, read_settings
 from w2v_ray.processors import AutoTokenizer
 from w2v_ray.schema import TABLE_OF_TASK
@@ -43,6 +45,7 @@ __all__ = [
     "prepare",
     "prepare_redecode",
     "prepare_retry",
+    "prepare_sample",
     "recorded_job",
     "summarize",
     "vocabulary_of",
@@ -162,6 +165,18 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
     )
     claim_adapters(plan, fields, model=job.model)
     return plan
+
+
+def prepare_sample(job: JobConfig, sample: pa.Table, *, seconds: float) -> Plan:
+    """Plans a part of a sample, or several rounds of it, for a measurement; else as `prepare`.
+
+    Args:
+        job: Its output is new.
+        sample: Of `w2v_ray.plan.take_sample`.
+        seconds: Of audio.
+    """
+    fields, _ = _checked(job)
+    return make_sample_plan(sample, job.output, seconds=seconds, shard_seconds=job.shard_seconds, job=fields)
 
 
 def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:

@@ -32,7 +32,7 @@ from w2v_ray.plan.languages import language_keys, shard_languages
 from w2v_ray.plan.shards import check_key, long_seconds, make_items, make_shards, shard_bounds
 from w2v_ray.schema import DAMAGE_KEY, ITEM
 
-__all__ = ["Plan", "make_plan", "partition_key", "plan_entries", "plan_of"]
+__all__ = ["Plan", "entry_table", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
 _CHUNK = 16_384
 _TYPES = {name: ITEM.field(name).type for name in Entry._fields if name in ITEM.names}
@@ -231,7 +231,7 @@ def plan_entries(
         row["end_s"] = next(item["end_s"] for item in rows if not item["end_is_cut"])
         entries.append(Entry(**row))
     listed = _with_generation(
-        _table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
+        entry_table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
     made = make_items(listed, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=keys)
@@ -292,13 +292,14 @@ def _listed(entries: Iterator[Entry], known: Known, keys: Sequence[str]) -> pa.T
     """The entries that are not planned as they are."""
     batches = []
     while chunk := list(islice(entries, _CHUNK)):
-        fresh = known.unplanned(_table(chunk, keys))
+        fresh = known.unplanned(entry_table(chunk, keys))
         if fresh.num_rows:  # a copy takes the room it needs, where the array has grown to more
             batches += fresh.take(pa.array(np.arange(fresh.num_rows))).to_batches()
     return pa.Table.from_batches(batches, _LISTED)
 
 
-def _table(entries: Sequence[Entry], keys: Sequence[str]) -> pa.Table:
+def entry_table(entries: Sequence[Entry], keys: Sequence[str]) -> pa.Table:
+    """Entries as rows with their fields and ``fingerprint``; ``keys`` of their metadata count in it."""
     columns = dict(zip(Entry._fields, zip(*entries, strict=True), strict=True))
     columns["fingerprint"] = tuple(_fingerprint(entry, keys) for entry in entries)
     return pa.table([pa.array(columns[field.name], field.type) for field in _LISTED], schema=_LISTED)
