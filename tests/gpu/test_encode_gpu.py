@@ -26,7 +26,7 @@ def segments() -> pa.Table:
 
 
 def emissions(device: str, dtype: str) -> list[np.ndarray]:
-    encode = Encode(EncodeConfig(model=str(demo.CHECKPOINT), device=device, dtype=dtype, max_padding=0.9))
+    encode = Encode(EncodeConfig(model=str(demo.CHECKPOINT), device=device, dtype=dtype))
     table = encode(segments())
     assert table.column("error").null_count == table.num_rows
     rows = zip(table.column("log_probs").to_pylist(), table.column("num_frames").to_pylist(), strict=True)
