@@ -19,7 +19,8 @@ schema     ->
 decoder_config -> errors
 store_config -> errors
 head_config -> decoder_config errors
-config     -> audio_config decoder_config errors head_config store_config
+encoder_config -> decoder_config errors head_config
+config     -> audio_config decoder_config encoder_config errors head_config store_config
 align_config -> config errors
 hub        -> errors
 crash_points ->
@@ -42,6 +43,7 @@ quarantine -> attempts errors item_process schema
 execution  -> attempts errors plan progress ray_auth
 metrics    -> errors
 progress   ->
+stages     -> encoder_config
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
 stages     -> schema stores text
 frame_rate -> audio errors hub models processors schema

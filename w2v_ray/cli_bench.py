@@ -15,8 +15,9 @@ from w2v_ray.cli_decode import (
     quieten_ray,
     under_way,
 )
-from w2v_ray.config import ATTN_IMPLEMENTATIONS, JobConfig
+from w2v_ray.config import JobConfig
 from w2v_ray.decoder_config import check_range
+from w2v_ray.encoder_config import ATTN_IMPLEMENTATIONS, DTYPES
 from w2v_ray.errors import ConfigError, OutputError
 from w2v_ray.head_config import TASKS
 
@@ -94,7 +95,7 @@ def _add_bench(commands: Any, common: argparse.ArgumentParser) -> None:
         "--device", default=_DEFAULTS["device"], help="auto, cpu, cuda or cuda:N (default: %(default)s)"
     )
     for name, choices, text in (
-        ("dtype", ("float32", "float16", "bfloat16"), "type that the encoder computes in"),
+        ("dtype", DTYPES, "type that the encoder computes in"),
         ("attn_implementation", ATTN_IMPLEMENTATIONS, "attention kernel"),
     ):
         parser.add_argument(

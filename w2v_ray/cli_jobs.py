@@ -16,7 +16,8 @@ from w2v_ray.cli_decode import (
     decoder_values,
     whole_number,
 )
-from w2v_ray.config import ATTN_IMPLEMENTATIONS, ON_CHANGE, JobConfig
+from w2v_ray.config import ON_CHANGE, JobConfig
+from w2v_ray.encoder_config import ATTN_IMPLEMENTATIONS, DTYPES, NORMALIZE
 from w2v_ray.head_config import ACTIVATIONS, EMBEDDING_DTYPES, POOLINGS, TASKS
 
 __all__ = ["KEPT_TOKENS", "add_job_commands", "add_since_last", "job_of"]
@@ -133,6 +134,42 @@ def _language_group(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _encoder_group(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the encoder computes")
+    _choice(group, "attn_implementation", ATTN_IMPLEMENTATIONS, "attention kernel")
+    _choice(group, "dtype", DTYPES, "type that it computes in")
+    group.add_argument(
+        "--max-batch-seconds",
+        type=float,
+        metavar="N",
+        help="seconds of audio that are encoded at once (default: 16 on a CPU, tried out on a GPU)",
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="encode each segment alone, so that not a bit of it depends on its neighbours",
+    )
+    group.add_argument(
+        "--reference-batch",
+        type=int,
+        metavar="N",
+        help="encode padded batches of N segments, with the numbers of runs that did (default: no padding)",
+    )
+    group.add_argument(
+        "--chunk-length-s",
+        type=float,
+        metavar="N",
+        help="hear longer segments in overlapping windows of N seconds (default: whole)",
+    )
+    group.add_argument(
+        "--stride-length-s",
+        type=float,
+        metavar="N",
+        help="seconds at both ends of a window that are not kept (default: a sixth of it)",
+    )
+    _choice(group, "normalize", NORMALIZE, "normalize each window, or the whole segment")
+
+
 def _embed_group(parser: argparse.ArgumentParser, when: str) -> None:
     group = parser.add_argument_group("embeddings" + when)
     _choice(group, "pooling", POOLINGS, "the head for speakers, or the mean of a layer's frames")
@@ -205,8 +242,6 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     )
     choices = {
         "device": ("auto, cpu, cuda or cuda:N", None),
-        "attn_implementation": ("attention kernel", ATTN_IMPLEMENTATIONS),
-        "dtype": ("type that the encoder computes in", ("float32", "float16", "bfloat16")),
         "on_change": (
             "recordings that have changed since they were planned: refuse, or do them anew",
             ON_CHANGE,
@@ -272,4 +307,5 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    _encoder_group(parser)
     add_store_arguments(parser)

@@ -17,12 +17,12 @@ import yaml
 
 from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_one_language, check_range, kind_of
+from w2v_ray.encoder_config import EncoderConfig
 from w2v_ray.errors import ConfigError
-from w2v_ray.head_config import TASKS, HeadConfig
+from w2v_ray.head_config import TASKS
 from w2v_ray.store_config import StoreConfig
 
 __all__ = [
-    "ATTN_IMPLEMENTATIONS",
     "ITEM_DEADLINE_S",
     "ON_CHANGE",
     "JobConfig",
@@ -32,15 +32,13 @@ __all__ = [
 ]
 
 ON_CHANGE = ("refuse", "new")
-ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 ITEM_DEADLINE_S = 300.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _LANGUAGES = ("language_key", "language", "languages_from")
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobConfig(HeadConfig):
+class JobConfig(EncoderConfig):
     """One job: what to do, what to read, where to write, which model, and how.
 
     Raises:
@@ -65,12 +63,6 @@ class JobConfig(HeadConfig):
 
     device: str = "auto"
     """Where the encoder runs: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
-
-    attn_implementation: str = "sdpa"
-    """The attention kernel: auto, eager, sdpa, flash_attention_2 or flex_attention."""
-
-    dtype: str = "float32"
-    """The type that the encoder computes in: ``float32``, ``float16`` or ``bfloat16``."""
 
     shard_seconds: float = 1200.0
     """Audio per shard, in seconds (10 to 7200): the unit of work, of memory and of one output file."""
@@ -152,8 +144,6 @@ class JobConfig(HeadConfig):
             raise ConfigError(
                 f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"
             )
-        check_choice("attn_implementation", self.attn_implementation, ATTN_IMPLEMENTATIONS)
-        check_choice("dtype", self.dtype, _DTYPES)
         object.__setattr__(self, "channel", check_channel(self.channel))
         check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
         check_vad(self.vad, keep_non_speech=self.keep_non_speech)
@@ -195,14 +185,13 @@ class JobConfig(HeadConfig):
         return {
             "model": self.model,
             "revision": self.revision,
-            "attn_implementation": self.attn_implementation,
-            "dtype": self.dtype,
             "shard_seconds": self.shard_seconds,
             "channel": self.channel,
             "on_truncated": self.on_truncated,
             "vad": self.vad,
             "keep_non_speech": self.keep_non_speech,
             "max_segment_seconds": self.max_segment_seconds,
+            **self.encoder_fields(),
             **self.search_fields(),
             **self.head_fields(),
             **({} if self.keep_log_probs is None else {"keep_log_probs": self.keep_log_probs}),

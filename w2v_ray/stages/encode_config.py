@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from w2v_ray.encoder_config import check_encoder
 from w2v_ray.errors import ConfigError
 from w2v_ray.heads import Head
 
-__all__ = ["NORMALIZE", "EncodeConfig"]
-
-NORMALIZE = ("chunk", "segment")
+__all__ = ["EncodeConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class EncodeConfig:
     gives; None: nothing is padded."""
     chunk_length_s: float | None = None
     """Seconds that are heard at once of longer segments, in overlapping windows; None: up to five minutes."""
-    stride_length_s: float | tuple[float, float] | None = None
+    stride_length_s: float | Sequence[float] | None = None
     """Seconds at the ends of a window that are heard and not kept; None: a sixth of it at each end."""
     normalize: str = "chunk"
     """Whether each window is normalized by itself, as pipelines do ("chunk"), or the whole ("segment")."""
@@ -53,24 +53,6 @@ class EncodeConfig:
         if not self.heads:
             head = Head(task="transcribe", model=self.model, revision=self.revision)
             object.__setattr__(self, "heads", (head,))
-        if self.max_batch_seconds is not None and self.max_batch_seconds <= 0:
-            raise ConfigError(f"max_batch_seconds is {self.max_batch_seconds}, expected above 0; try 30")
-        if self.reference_batch is not None and self.reference_batch < 1:
-            raise ConfigError(f"reference_batch is {self.reference_batch}, expected at least 1; try 8")
-        if self.normalize not in NORMALIZE:
-            raise ConfigError(
-                f"normalize is {self.normalize!r}, expected one of {', '.join(NORMALIZE)}; try chunk"
-            )
-        if self.stride_length_s is not None and self.chunk_length_s is None:
-            raise ConfigError(
-                f"stride_length_s is {self.stride_length_s} without chunk_length_s; say how long a window is"
-            )
-        if self.reference_batch is not None and (
-            self.dtype == "int8" or self.chunk_length_s or self.deterministic
-        ):
-            raise ConfigError(
-                f"reference_batch is {self.reference_batch}, which has the numbers of padded batches of "
-                "whole segments; leave out dtype int8, chunk_length_s and deterministic, or it"
-            )
+        check_encoder(self)
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"num_threads is {self.num_threads}, expected at least 1; try 1")

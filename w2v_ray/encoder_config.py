@@ -1,0 +1,130 @@
+"""How the encoder computes: its kernel and numbers, its batches and windows; for jobs and for the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from w2v_ray.decoder_config import check_choice, check_range
+from w2v_ray.errors import ConfigError
+from w2v_ray.head_config import HeadConfig
+
+__all__ = ["ATTN_IMPLEMENTATIONS", "DTYPES", "NORMALIZE", "EncoderConfig", "check_encoder"]
+
+ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+NORMALIZE = ("chunk", "segment")
+
+
+class _Settings(Protocol):
+    @property
+    def attn_implementation(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def max_batch_seconds(self) -> float | None: ...
+    @property
+    def deterministic(self) -> bool: ...
+    @property
+    def reference_batch(self) -> int | None: ...
+    @property
+    def chunk_length_s(self) -> float | None: ...
+    @property
+    def stride_length_s(self) -> float | Sequence[float] | None: ...
+    @property
+    def normalize(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig(HeadConfig):
+    """The settings of a job's heads, and of how the encoder below them computes.
+
+    Raises:
+        ConfigError: A value is out of bounds, or two do not go together.
+    """
+
+    attn_implementation: str = "sdpa"
+    """The attention kernel: auto, eager, sdpa, flash_attention_2 or flex_attention."""
+
+    dtype: str = "float32"
+    """What the encoder computes in: ``float32``, ``float16``, ``bfloat16``, or ``int8`` for its products."""
+
+    max_batch_seconds: float | None = None
+    """Seconds of audio that are encoded at once (0.1 to 100000); null: 16 on a CPU, tried out on a GPU."""
+
+    deterministic: bool = False
+    """Whether each segment is encoded alone, so that not a bit of it depends on its neighbours."""
+
+    reference_batch: int | None = None
+    """Segments (1 to 4096) in a batch that is padded as by transformers, with its numbers; null: no padding."""
+
+    chunk_length_s: float | None = None
+    """Seconds (1 to 300) that the encoder hears at once of longer segments, in windows; null: the segment."""
+
+    stride_length_s: float | None = None
+    """Seconds at both ends of a window that are heard and not kept; null: a sixth of it at each end."""
+
+    normalize: str = "chunk"
+    """What of a segment in windows is normalized at once: each ``chunk``, or the whole ``segment``."""
+
+    def __post_init__(self) -> None:
+        super(
+            EncoderConfig, self
+        ).__post_init__()  # slots make a new class, which a bare super() does not know
+        check_encoder(self)
+
+    def encoder_fields(self) -> dict[str, Any]:
+        """The settings of the encoder that decide what the rows are, most of them where they were changed."""
+        always = ("attn_implementation", "dtype")
+        own = {field.name for field in fields(EncoderConfig)} - {field.name for field in fields(HeadConfig)}
+        return {name: getattr(self, name) for name in always} | {
+            field.name: value
+            for field in fields(EncoderConfig)
+            # How much is encoded at once changes roundings alone.
+            if field.name in own - {*always, "max_batch_seconds"}
+            and (value := getattr(self, field.name)) != field.default
+        }
+
+
+def check_encoder(config: _Settings) -> None:
+    """Checks the settings of an encoder.
+
+    Raises:
+        ConfigError: One is out of bounds, or two do not go together.
+    """
+    check_choice("attn_implementation", config.attn_implementation, ATTN_IMPLEMENTATIONS)
+    check_choice("dtype", config.dtype, DTYPES)
+    check_choice("normalize", config.normalize, NORMALIZE)
+    if config.max_batch_seconds is not None:
+        check_range("max_batch_seconds", config.max_batch_seconds, 0.1, 100_000)
+    if config.reference_batch is not None:
+        check_range("reference_batch", config.reference_batch, 1, 4096)
+        if config.dtype == "int8" or config.chunk_length_s is not None or config.deterministic:
+            raise ConfigError(
+                f"reference_batch is {config.reference_batch}, which has the numbers of padded batches of "
+                "whole segments; leave out dtype int8, chunk_length_s and deterministic, or it"
+            )
+    if config.chunk_length_s is not None:
+        check_range("chunk_length_s", config.chunk_length_s, 1, 300)
+    _check_strides(config)
+
+
+def _check_strides(config: _Settings) -> None:
+    stride_s, chunk_s = config.stride_length_s, config.chunk_length_s
+    if chunk_s is None:
+        for name, value, default in (
+            ("stride_length_s", stride_s, None),
+            ("normalize", config.normalize, "chunk"),
+        ):
+            if value != default:
+                raise ConfigError(f"{name} is {value!r} without windows; set chunk_length_s, or leave it out")
+        return
+    if stride_s is None:
+        return
+    pair = (stride_s, stride_s) if isinstance(stride_s, int | float) else tuple(stride_s)
+    if len(pair) != 2 or min(pair) < 0 or sum(pair) >= chunk_s:
+        raise ConfigError(
+            f"stride_length_s is {stride_s!r}, expected seconds from 0, or a pair of them, that together are "
+            f"less than chunk_length_s ({chunk_s:g}); lower it"
+        )
