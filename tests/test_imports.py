@@ -17,10 +17,12 @@ ARROWS = """
 errors     ->
 schema     ->
 decoder_config -> errors
-store_config -> errors
+variables  -> errors
+store_config -> errors variables
 head_config -> decoder_config errors
 config     -> audio_config decoder_config errors head_config store_config
 align_config -> config errors
+job_file   -> align_config config decoder_config errors head_config variables
 hub        -> errors
 crash_points ->
 stores     -> crash_points errors store_config
@@ -49,7 +51,7 @@ heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
 languages  -> errors hub plan stores text
 job        -> align_config audio config decoder_config decoding errors frame_rate head_config heads
-job        -> hub languages output plan processors schema stores text
+job        -> hub job_file languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
@@ -76,7 +78,7 @@ cli_frames -> metrics references
 cli_output -> console errors output
 cli_jobs   -> align_config audio_config cli_decode config head_config
 cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job pipeline plan w2v_ray
+cli        -> console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

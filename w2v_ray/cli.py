@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
-from w2v_ray.config import JobConfig, RedecodeConfig, load_job
+from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -21,6 +21,7 @@ from w2v_ray.errors import (
     OutputError,
     W2vRayError,
 )
+from w2v_ray.job_file import load_job
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
@@ -159,7 +160,10 @@ def _redecode(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return _run_job(load_job(args.job, args.overrides), args)
+    job = load_job(args.job, args.overrides)
+    if isinstance(job, RedecodeConfig):
+        return _finish(job, run_redecode(job, args), args)
+    return _run_job(job, args)
 
 
 def _retry_errors(args: argparse.Namespace) -> int:

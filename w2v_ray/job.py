@@ -15,7 +15,7 @@ from typing import Any
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
-from w2v_ray.config import JobConfig, RedecodeConfig, read_override
+from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoder_config import check_one_language
 from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
@@ -23,6 +23,7 @@ from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
+from w2v_ray.job_file import read_override
 from w2v_ray.languages import check_languages, claim_adapters
 from w2v_ray.output import (
     SpokenLanguages,
@@ -138,9 +139,10 @@ def recorded_job(output: str, overrides: Sequence[str] = ()) -> JobConfig:
         ConfigError: A setting is unknown or out of bounds.
     """
     settings = read_settings(stores.canonical(output)) | {"inputs": [output], "output": output}
+    kind = AlignConfig if "text_key" in settings else JobConfig
     for override in overrides:
-        settings |= read_override(override)
-    return AlignConfig(**settings) if "text_key" in settings else JobConfig(**settings)
+        settings |= read_override(override, kind)
+    return kind(**settings)
 
 
 def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequence[str] = ()) -> Plan:
