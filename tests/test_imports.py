@@ -71,14 +71,18 @@ references -> errors exports inputs metrics recording_names rttm
 console    -> job output plan progress
 console_demo -> demo metrics
 cli_lm     -> errors text
-cli_decode -> config console decoder_config errors job pipeline
+forecast   -> align_config config errors frame_rate head_config job models plan pools stores
+job_schema -> align_config audio_config config decoder_config head_config job_file store_config
+console_forecast -> console forecast
+cli_job_files -> config console console_forecast errors forecast job_schema
+cli_decode -> cli_job_files config console decoder_config errors job pipeline
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
-cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job job_file pipeline plan w2v_ray
+cli_jobs   -> align_config audio_config cli_decode cli_job_files config head_config
+cli        -> cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm cli_output config
+cli        -> console console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -16,6 +16,7 @@ from w2v_ray.cli_decode import (
     decoder_values,
     whole_number,
 )
+from w2v_ray.cli_job_files import add_dry_run
 from w2v_ray.config import ATTN_IMPLEMENTATIONS, ON_CHANGE, JobConfig
 from w2v_ray.head_config import ACTIVATIONS, EMBEDDING_DTYPES, POOLINGS, TASKS
 
@@ -273,3 +274,4 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
     add_store_arguments(parser)
+    add_dry_run(parser)
