@@ -1,4 +1,4 @@
-"""The job files of ``pipelines/``: each loads, fits the schema and says what it would do; and three nights."""
+"""The job files of ``pipelines/``: each loads, fits the schema and says what it would do; three nights."""
 
 from __future__ import annotations
 

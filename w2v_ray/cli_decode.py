@@ -121,7 +121,7 @@ def decoder_values(args: argparse.Namespace) -> dict[str, Any]:
 def add_redecode(commands: Any, common: argparse.ArgumentParser) -> None:
     """Adds the command to the parser's others."""
     parser = commands.add_parser(
-        "redecode_job",
+        "redecode",
         parents=[common],
         help="decode again what a job kept with --keep-log-probs, with another decoder",
         description="Decode the log-probabilities that a job kept again, into a table of their own: no\n"
