@@ -65,7 +65,7 @@ def test_nothing_is_written_and_what_is_planned_is_told(tmp_path: Path) -> None:
         "num_items": 16,
         "num_published_shards": 1,
     }
-    assert again.pending_s == planned.pending_s - planned.shard_seconds[planned.pending[0]]
+    assert again.pending_s == pytest.approx(planned.pending_s - planned.shard_seconds[planned.pending[0]])
     assert again.num_pending_bytes is not None
     assert told.num_bytes is not None
     assert 0 < again.num_pending_bytes < told.num_bytes
@@ -112,6 +112,8 @@ def test_decoding_again_is_told_as_well(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["run", str(file), "--dry-run", "--rate", "100", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(found.to_json())
     assert files(tmp_path) == before
+    assert main(["run", str(file), "--since-last"]) == 2
+    assert "since-last is of recordings, which redecode does not list" in capsys.readouterr().err
 
 
 def test_what_running_would_refuse_is_refused(tmp_path: Path) -> None:

@@ -169,7 +169,11 @@ def _redecode(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     job = load_job(args.job, args.overrides)
-    return _run_redecode(job, args) if isinstance(job, RedecodeConfig) else _run_job(job, args)
+    if not isinstance(job, RedecodeConfig):
+        return _run_job(job, args)
+    if args.since_last:
+        raise ConfigError("since-last is of recordings, which redecode does not list; leave it out")
+    return _run_redecode(job, args)
 
 
 def _run_redecode(job: RedecodeConfig, args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from w2v_ray import stores
@@ -257,8 +258,8 @@ def _num_bytes(plan: Plan, job: JobConfig | RedecodeConfig, *, is_pending: bool)
         return None
     items = plan.items.filter(newest_items(plan.items))
     if is_pending:
-        pending = set(plan.pending)
-        items = items.filter([shard in pending for shard in items.column("shard_id").to_pylist()])
+        pending = pa.array(plan.pending, pa.string())
+        items = items.filter(pc.is_in(items.column("shard_id"), value_set=pending))
     places = ["uri", "byte_offset", "container", "row"]
     sizes = items.group_by(places).aggregate([("byte_size", "max")]).column("byte_size_max")
     return int(pc.sum(sizes, min_count=0).as_py())

@@ -86,7 +86,7 @@ def count_gone(known: Known, containers: Containers, new: pa.Table) -> int:
         containers: Of what is planned, after the inputs were listed.
         new: What is to be planned now.
     """
-    left = known.unseen().select(["recording_id", "uri", "version", "container", "metadata"])
+    left = known.unseen(["recording_id", "uri", "metadata"])
     if not left.num_rows:
         return 0
     stays = pc.is_in(left.column("recording_id"), value_set=pc.unique(new.column("recording_id")))
