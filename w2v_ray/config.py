@@ -18,6 +18,7 @@ from w2v_ray.store_config import StoreConfig, store_config_of
 
 __all__ = [
     "ATTN_IMPLEMENTATIONS",
+    "DEVICE_PATTERN",
     "ITEM_DEADLINE_S",
     "JOB_BOUNDS",
     "JOB_CHOICES",
@@ -30,9 +31,11 @@ __all__ = [
 ON_CHANGE = ("refuse", "new")
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 ITEM_DEADLINE_S = 300.0
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _LANGUAGES = ("language_key", "language", "languages_from")
 _DTYPES = ("float32", "float16", "bfloat16")
+
+DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
+"""What ``device`` may be, as a regular expression for all of it."""
 
 JOB_CHOICES = {
     "attn_implementation": ATTN_IMPLEMENTATIONS,
@@ -166,7 +169,7 @@ class JobConfig(HeadConfig):
                 raise ConfigError(f"{name} is {text!r}, expected a path or URL; name one")
         if self.audio_column == "":
             raise ConfigError("audio_column is '', expected the name of a column; name one, or leave it out")
-        if not _DEVICE.fullmatch(self.device):
+        if not re.fullmatch(DEVICE_PATTERN, self.device):
             raise ConfigError(
                 f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"
             )

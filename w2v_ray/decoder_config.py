@@ -107,7 +107,7 @@ class DecoderConfig:
         for name in ("lm", "unigrams"):
             text = getattr(self, name)
             if text is not None and not text.strip():
-                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one, or leave it out")
+                raise ConfigError(f"{name} is {text!r}, expected a path or URL; name one, or leave it out")
         for index, word in enumerate(self.hotwords):
             if not word.strip():
                 raise ConfigError(f"hotwords[{index}] is {word!r}, expected words; take out what is empty")

@@ -16,9 +16,9 @@ from typing import Any
 
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio_config import CHANNELS, MAX_CHANNEL
-from w2v_ray.config import JOB_BOUNDS, JOB_CHOICES, WORKER_COUNTS, JobConfig, RedecodeConfig
+from w2v_ray.config import DEVICE_PATTERN, JOB_BOUNDS, JOB_CHOICES, WORKER_COUNTS, JobConfig, RedecodeConfig
 from w2v_ray.decoder_config import SEARCH_BOUNDS
-from w2v_ray.head_config import HEAD_BOUNDS, HEAD_CHOICES
+from w2v_ray.head_config import HEAD_BOUNDS, HEAD_CHOICES, TASKS
 from w2v_ray.job_file import FILE_TASKS, config_class
 from w2v_ray.store_config import S3_OPTIONS, STORE_BOUNDS, STORES, StoreLimits
 
@@ -98,6 +98,9 @@ def _property(field: Field[Any], text: str) -> dict[str, Any]:
     if annotation == "tuple[str, ...]":
         made |= {"type": "array", "items": {"type": "string"}}
         made |= {"minItems": 1} if field.default is MISSING else {}
+        if field.name == "also":
+            named = {"type": "string", "pattern": rf"^\s*(({'|'.join(TASKS)})\s*=\s*\S|embed\s*$)"}
+            made["items"] = {"anyOf": [named, _VARIABLE]}
     elif annotation.startswith("dict"):
         made |= {"type": ["object", "null"]}
     elif field.name == "channel":
@@ -113,11 +116,13 @@ def _property(field: Field[Any], text: str) -> dict[str, Any]:
 
 def _scalar(name: str, kinds: list[str], *, is_needed: bool) -> dict[str, Any]:
     types = [_TYPES[kind] for kind in kinds]
+    if name == "device":
+        return {"anyOf": [{"type": "string", "pattern": f"^({DEVICE_PATTERN})$"}, _VARIABLE]}
     if name in _CHOICES:
         return {"anyOf": [{"enum": list(_CHOICES[name])}, _VARIABLE]}
     if "string" in types:
         made: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
-        return made | ({"minLength": 1} if is_needed else {})
+        return made | ({"pattern": r"\S"} if is_needed else {})
     made = {"type": types[0] if len(types) == 1 else types}
     if name in WORKER_COUNTS:
         made["minimum"] = 1
