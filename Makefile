@@ -43,7 +43,7 @@ test: setup ## the whole test suite, without what needs a GPU or is in `make slo
 	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	$(BIN)/pytest
 
-slow: setup ## the tests that take too long for every change: both recipes of the demo, some jobs, ten million trials
+slow: setup ## the tests that take too long for every change: both recipes of the demo, some jobs, three nights, ten million trials
 	$(BIN)/pytest -m slow
 
 check: setup ## lint, format, types and import direction
@@ -71,7 +71,8 @@ soak: setup ## ten minutes in which workers are killed every few seconds, and th
 bench: setup ## every benchmark but the soak, one after another; each prints one JSON line
 	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
 
-docs: setup ## rewrite the generated parts of docs/ and check every link
+docs: setup ## rewrite the generated parts of docs/ and the schema of job files, and check every link
+	$(BIN)/w2v-ray schema > pipelines/job.schema.json
 	$(BIN)/python docs/build.py
 	$(BIN)/pytest tests/test_docs.py
 

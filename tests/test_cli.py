@@ -205,6 +205,7 @@ def test_help_and_version_are_quick_and_complete() -> None:
         ["audit", "--help"],
         ["compact", "--help"],
         ["retry-errors", "--help"],
+        ["schema", "--help"],
     ):
         result = command(*arguments)
         assert result.returncode == 0

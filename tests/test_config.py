@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,222 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2v_ray.align_config import AlignConfig
-from w2v_ray.config import JobConfig, RedecodeConfig, load_job
+from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError
 
 REQUIRED = {"inputs": ("speech",), "output": "out", "model": "model"}
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def job(**settings: object) -> JobConfig:
     return JobConfig(**(REQUIRED | settings))
 
 
-def job_file(folder: Path, text: str) -> Path:
-    path = folder / "job.yaml"
-    path.write_text(text)
-    return path
-
-
-MINIMAL = "inputs: [speech]\noutput: out\nmodel: model\n"
-
-
-def test_a_minimal_file_takes_every_default(tmp_path: Path) -> None:
-    assert load_job(job_file(tmp_path, MINIMAL)) == job()
-
-
-def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
-    text = """
-        inputs: [a/*.flac, s3://bucket/b]
-        output: s3://bucket/out
-        model: org/name
-        revision: "1.0"
-        audio_column: sound
-        device: cuda:1
-        attn_implementation: eager
-        dtype: bfloat16
-        shard_seconds: 600
-        max_segment_seconds: 20.5
-        channel: 1
-        on_truncated: reject
-        vad: speech.detect:find
-        keep_non_speech: false
-        num_encoders: 2
-        encoder_threads: 4
-        num_decoders: 3
-        decoder_threads: 2
-        keep_log_probs: 16
-        max_reject_rate: 0.01
-        item_deadline_seconds: 60
-        stall_seconds: 900
-        on_change: new
-        partition_by: speaker
-        language_key: null
-        language: null
-        languages_from: null
-        lm: lm.arpa
-        alpha: 0.7
-        beta: -1
-        unigrams: words.txt
-        hotwords: [one, two three]
-        hotword_weight: 5
-        beam_width: 50
-        beam_prune_logp: -12.5
-        token_min_logp: -6
-        characters: true
-        stores: {s3: {endpoint_url: "https://minio:9000"}}
-        allow_http: true
-        task: transcribe
-        also: [embed=speakers, classify=labels, frames=turns]
-        pooling: mean+std
-        layer: 3
-        embedding_dtype: float16
-        top_k: 2
-        threshold: 0.3
-        activation: softmax
-        onset: 0.7
-        offset: 0.4
-        min_on_seconds: 0.2
-        min_off_seconds: 0.1
-    """
-    loaded = load_job(job_file(tmp_path, text))
-    assert loaded == JobConfig(
-        inputs=("a/*.flac", "s3://bucket/b"),
-        output="s3://bucket/out",
-        model="org/name",
-        revision="1.0",
-        audio_column="sound",
-        device="cuda:1",
-        attn_implementation="eager",
-        dtype="bfloat16",
-        shard_seconds=600.0,
-        max_segment_seconds=20.5,
-        channel=1,
-        on_truncated="reject",
-        vad="speech.detect:find",
-        keep_non_speech=False,
-        num_encoders=2,
-        encoder_threads=4,
-        num_decoders=3,
-        decoder_threads=2,
-        keep_log_probs=16,
-        max_reject_rate=0.01,
-        item_deadline_seconds=60.0,
-        stall_seconds=900.0,
-        on_change="new",
-        partition_by="speaker",
-        lm="lm.arpa",
-        alpha=0.7,
-        beta=-1.0,
-        unigrams="words.txt",
-        hotwords=("one", "two three"),
-        hotword_weight=5.0,
-        beam_width=50,
-        beam_prune_logp=-12.5,
-        token_min_logp=-6.0,
-        characters=True,
-        stores={"s3": {"endpoint_url": "https://minio:9000"}},
-        allow_http=True,
-        also=("embed=speakers", "classify=labels", "frames=turns"),
-        pooling="mean+std",
-        layer=3,
-        embedding_dtype="float16",
-        top_k=2,
-        threshold=0.3,
-        activation="softmax",
-        onset=0.7,
-        offset=0.4,
-        min_on_seconds=0.2,
-        min_off_seconds=0.1,
-    )
-    assert isinstance(loaded.shard_seconds, float)
-    assert {field.name for field in fields(JobConfig)} == {
-        line.split(":")[0].strip() for line in text.split("\n")
-    } - {""}
-
-
-def test_overrides_replace_and_add_in_order(tmp_path: Path) -> None:
-    path = job_file(tmp_path, MINIMAL + "dtype: float16\n")
-    loaded = load_job(
-        path, ["dtype=float32", "num_encoders=2", "num_encoders=3", "inputs=[a, b]", "revision=null"]
-    )
-    assert loaded == job(inputs=("a", "b"), num_encoders=3)
-
-
-def test_overrides_can_supply_what_the_file_lacks(tmp_path: Path) -> None:
-    path = job_file(tmp_path, "inputs: [speech]\nmodel: model\n")
-    assert load_job(path, ["output=s3://bucket/a=b"]).output == "s3://bucket/a=b"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            MINIMAL + "shard_second: 60\n",
-            ["unknown key 'shard_second'", "nearest valid key is 'shard_seconds'"],
-        ),
-        (MINIMAL + "encoder:\n  dtpye: float16\n", ["'encoder.dtpye'", "'dtype'"]),
-        (MINIMAL + "zzz: 1\n", ["unknown key 'zzz'", "valid keys are inputs, output, model"]),
-        ("inputs: [speech]\n", ["lacks output, model", "key=value"]),
-        (MINIMAL + "model: other\n", ["sets 'model' twice"]),
-        (MINIMAL + "num_encoders: two\n", ["num_encoders is 'two' (text)", "whole number or null", "digits"]),
-        (MINIMAL + "shard_seconds: 1e3\n", ["shard_seconds is '1e3' (text)", "a number"]),  # text in YAML 1.1
-        (MINIMAL + "revision: 1.0\n", ["revision is 1.0 (a number)", "text or null", "quotes"]),
-        (MINIMAL + "device:\n", ["device is None (nothing)", "leave the key out"]),
-        (
-            "inputs: speech\noutput: out\nmodel: m\n",
-            ["inputs is 'speech' (text)", "write `inputs: [FIRST, SECOND]`"],
-        ),
-        ("inputs: [1]\noutput: out\nmodel: m\n", ["inputs is [1]", "a list of text"]),
-        (MINIMAL + "stores: s3\n", ["stores is 's3' (text)", "a mapping or null", "write `stores: {NAME"]),
-        (MINIMAL + "stores: {s3: {secret: hunter2}}\n", ["stores.s3.secret looks like a secret"]),
-        ("- a\n- b\n", ["holds a list", "key: value"]),
-        ("", ["holds nothing", "key: value"]),
-        ("inputs: [speech\n", ["is not YAML"]),
-        ("output: 2026-13-01\n", ["is not YAML", "month"]),
-    ],
-)
-def test_a_bad_file_is_one_sentence_with_the_fix(tmp_path: Path, text: str, words: list[str]) -> None:
-    path = job_file(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
-        load_job(path)
-    message = str(caught.value)
-    assert str(path) in message
-    assert [word for word in words if word not in message] == [], message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("devcie=cpu", ["override 'devcie=cpu'", "unknown key 'devcie'", "'device'"]),
-        ("device", ["override 'device' has no '='"]),
-        ("device=[cpu", ["override 'device=[cpu'", "not YAML"]),
-    ],
-)
-def test_a_bad_override_is_named(tmp_path: Path, override: str, words: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_job(job_file(tmp_path, MINIMAL), [override])
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-
-
-def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml' does not exist"):
-        load_job(tmp_path / "nothing.yaml")
-    binary = tmp_path / "clip.wav"
-    binary.write_bytes(b"RIFF\xff\xff\x00WAVE")
-    with pytest.raises(ConfigError, match=r"clip\.wav' cannot be read as text"):
-        load_job(binary)
-    with pytest.raises(ConfigError, match="cannot be read as text"):
-        load_job(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "bound"),
     [
         ("inputs", (), "at least one"),
-        ("inputs", ("a", " "), "a path or URL"),
+        ("inputs", ("a", " "), "inputs[1] is ' ', expected a path or URL"),
         ("output", "", "a path or URL"),
         ("model", "", "a path or URL"),
         ("device", "gpu", "cuda:N"),
@@ -238,7 +37,12 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
         ("beta", 1.5, "name lm too"),
         ("unigrams", "words.txt", "name lm too"),
         ("hotwords", "one", "a list of text"),
-        ("hotwords", ("one", ""), "take out what is empty"),
+        ("hotwords", ("one", ""), "hotwords[1] is '', expected words; take out what is empty"),
+        ("hotwords", ("one", 2), "hotwords[1] is 2 (a whole number), expected text; put it in quotes"),
+        ("lm", ["a"], "lm is ['a'] (a list), expected text or null; write one value after `lm:`"),
+        ("shard_seconds", 10**400, "a number of 401 digits"),
+        ("also", ("embed=a", "turns=b"), "also[1] is 'turns=b', expected TASK=CHECKPOINT"),
+        ("also", ("embed=a", "embed=b"), "also[1] is 'embed=b', and embed is done already"),
         ("hotword_weight", 5.0, "name hotwords too"),
         ("beam_width", 0, "1 to 10000"),
         ("beam_prune_logp", -5.0, "set beam_width, or name lm or hotwords too"),
@@ -247,7 +51,13 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
         ("characters", 1, "true or false"),
         ("decoder_threads", 0, "1 or more"),
         ("keep_log_probs", 1, "2 to 65536"),
-        ("dtype", "fp16", "float32, float16, bfloat16"),
+        ("dtype", "fp16", "float32, float16, bfloat16, int8"),
+        ("max_batch_seconds", 0, "0.1 to 100000"),
+        ("reference_batch", 0, "1 to 4096"),
+        ("chunk_length_s", 0.5, "1 to 300"),
+        ("stride_length_s", 2, "set chunk_length_s"),
+        ("normalize", "segment", "set chunk_length_s"),
+        ("normalize", "all", "chunk, segment"),
         ("shard_seconds", 9.9, "10 to 7200"),
         ("shard_seconds", 7201, "10 to 7200"),
         ("shard_seconds", float("nan"), "10 to 7200"),
@@ -323,6 +133,7 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "device": "cpu",
         "attn_implementation": "eager",
         "dtype": "float16",
+        "max_batch_seconds": 30.0,
         "shard_seconds": 60.0,
         "max_segment_seconds": 10.0,
         "channel": 1,
@@ -344,32 +155,37 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         **search,
         **heads,
     }
+    encoder = {
+        "deterministic": True,
+        "chunk_length_s": 20.0,
+        "stride_length_s": 2.0,
+        "normalize": "segment",
+    }
+    other |= encoder | {"reference_batch": 8}
     languages = {"language_key": "language", "language": "fra", "languages_from": "labelled"}
     names = {field.name for field in fields(JobConfig)}
     assert other.keys() | languages.keys() | {"task"} == names, "a new field must be placed here"
     also = ("embed=speakers", "classify=labels", "frames=turns")
-    one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find", also=also)
+    one = job(lm="lm.arpa", hotwords=("two",), vad="speech:find", also=also, chunk_length_s=25.0)
     changes = {
         name
         for name, value in other.items()
-        if replace(one, **{name: value}).fingerprint_fields() != one.fingerprint_fields()
+        if name != "reference_batch" and replace(one, **{name: value}).fingerprint_fields() != one.fingerprint_fields()
     }
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),
         *("shard_seconds", "max_segment_seconds", "keep_log_probs", "partition_by"),
         *("channel", "on_truncated", "vad", "keep_non_speech"),
+        *encoder,
         *search,
         *heads,
     }
+    assert job(reference_batch=8).fingerprint_fields() == job().fingerprint_fields() | {"reference_batch": 8}
     assert job(task="embed").fingerprint_fields() != job().fingerprint_fields()
     for name, value in languages.items():
         made = job(**{name: value})
         assert made.language_fields() == {name: value}
         assert made.fingerprint_fields() == job().fingerprint_fields() | {name: value}
-
-
-def test_the_job_file_of_the_project_loads() -> None:
-    assert load_job(ROOT / "pipelines" / "transcribe.yaml").output
 
 
 def test_the_settings_of_the_decoder_can_be_taken_alone() -> None:

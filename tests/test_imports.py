@@ -17,11 +17,13 @@ ARROWS = """
 errors     ->
 schema     ->
 decoder_config -> errors
-store_config -> errors
+variables  -> errors
+store_config -> errors variables
 head_config -> decoder_config errors
 encoder_config -> decoder_config errors head_config
 config     -> audio_config decoder_config encoder_config errors head_config store_config
 align_config -> config errors
+job_file   -> align_config config decoder_config errors head_config variables
 hub        -> errors
 crash_points ->
 stores     -> crash_points errors store_config
@@ -51,7 +53,7 @@ heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
 languages  -> errors hub plan stores text
 job        -> align_config audio config decoder_config decoding errors frame_rate head_config heads
-job        -> hub languages output plan processors schema stores text
+job        -> hub job_file languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
@@ -75,16 +77,21 @@ benchmark  -> schema stages stores w2v_ray
 console_bench -> benchmark console demo sizing
 console_demo -> demo metrics
 cli_lm     -> errors text
-cli_decode -> config console decoder_config errors job pipeline
+forecast   -> align_config config errors frame_rate head_config job models plan pools stores
+job_schema -> encoder_config
+job_schema -> align_config audio_config config decoder_config head_config job_file store_config
+console_forecast -> console forecast
+cli_job_files -> config console console_forecast errors forecast job_schema
+cli_decode -> cli_job_files config console decoder_config errors job pipeline
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
-cli_bench  -> benchmark cli_decode config console_bench decoder_config demo errors head_config result_files
-cli_bench  -> sizing text
-cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config
-cli        -> console console_demo demo errors job pipeline plan w2v_ray
+cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
+cli_bench  -> head_config result_files sizing text
+cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
+cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm cli_output
+cli        -> config console console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -49,7 +49,10 @@ def test_a_secret_is_refused_and_not_repeated(options: dict[str, object]) -> Non
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"ftp": {}}, "stores names 'ftp', expected one of s3, gs"),
+        (
+            {"ftp": {}},
+            "stores.ftp is no store that is known, expected one of s3, gs.*nearest valid key is 'http'",
+        ),
         ({"s3": "x"}, "stores.s3 is 'x', expected a mapping"),
         ({"s3": {"max_requests": 0}}, "stores.s3.max_requests is 0, expected 1 to 1024"),
         ({"s3": {"max_requests": 1.5}}, "stores.s3.max_requests is 1.5"),

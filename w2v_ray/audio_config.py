@@ -6,11 +6,11 @@ import re
 
 from w2v_ray.errors import ConfigError
 
-__all__ = ["MAX_CHANNEL", "ON_TRUNCATED", "check_channel", "check_vad"]
+__all__ = ["CHANNELS", "MAX_CHANNEL", "ON_TRUNCATED", "check_channel", "check_vad"]
 
 ON_TRUNCATED = ("mark", "reject")
 MAX_CHANNEL = 31  # recordings with more than 32 channels are refused
-_CHANNELS = ("mix", "left", "right", "split")
+CHANNELS = ("mix", "left", "right", "split")
 _HOOK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -21,7 +21,7 @@ def check_channel(channel: str | int) -> str | int:
         ConfigError: It is not one of mix, left, right, split and 0 to 31.
     """
     number = int(channel) if isinstance(channel, str) and re.fullmatch(r"\d{1,9}", channel) else channel
-    if number in _CHANNELS or (type(number) is int and 0 <= number <= MAX_CHANNEL):
+    if number in CHANNELS or (type(number) is int and 0 <= number <= MAX_CHANNEL):
         return number
     raise ConfigError(
         f"channel is {channel!r}, expected mix, left, right, split or a number from 0 to {MAX_CHANNEL}; "

@@ -15,12 +15,13 @@ from w2v_ray import (
     cli_embeddings,
     cli_export,
     cli_frames,
+    cli_job_files,
     cli_jobs,
     cli_lm,
     cli_output,
 )
-from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
-from w2v_ray.config import JobConfig, RedecodeConfig, load_job
+from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode_job, run_redecode, under_way
+from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.errors import (
     CheckpointError,
     ConfigError,
@@ -30,6 +31,7 @@ from w2v_ray.errors import (
     OutputError,
     W2vRayError,
 )
+from w2v_ray.job_file import load_job
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
@@ -56,6 +58,8 @@ examples:
   w2v-ray embed recordings/ --output out --model ./speakers
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
+  w2v-ray transcribe recordings/ --output out --model ./checkpoint --dry-run
+  w2v-ray run pipelines/transcribe.yaml output=out/try
   w2v-ray status out
   w2v-ray export out --format srt --output captions
   w2v-ray bench recordings/ --model ./checkpoint
@@ -80,8 +84,7 @@ _REFUSALS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parsed(_parser(), argv)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -100,6 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split()) if known else _last_line(error)
         print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, _REFUSALS) else 1
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; argparse takes those of a variable number only where they stand together."""
+    args, left = parser.parse_known_args(argv)
+    if left and (not hasattr(args, "overrides") or any(text.startswith("-") for text in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        args.overrides += left
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,20 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_jobs.add_job_commands(commands, common, epilog=_EXIT_CODES)
     add_redecode(commands, common)
 
-    run = commands.add_parser(
-        "run",
-        parents=[common],
-        help="run a job file",
-        description="Run a job from a YAML file whose keys are those of w2v_ray.JobConfig.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    run.add_argument("job", metavar="JOB.yaml", help="the job file")
-    run.add_argument(
-        "--resume", action="store_true", help="go on where an earlier run ended, which is what every run does"
-    )
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
-    cli_jobs.add_since_last(run)
+    cli_jobs.add_since_last(cli_job_files.add_run(commands, common, epilog=_EXIT_CODES))
+    cli_job_files.add_schema(commands, common)
 
     status = commands.add_parser(
         "status",
@@ -167,11 +168,22 @@ def _job(args: argparse.Namespace) -> int:
 
 
 def _redecode(args: argparse.Namespace) -> int:
-    return _finish(*redecode(args), args)
+    return _run_redecode(redecode_job(args), args)
 
 
 def _run(args: argparse.Namespace) -> int:
-    return _run_job(load_job(args.job, args.overrides), args)
+    job = load_job(args.job, args.overrides)
+    if not isinstance(job, RedecodeConfig):
+        return _run_job(job, args)
+    if args.since_last:
+        raise ConfigError("since-last is of recordings, which redecode does not list; leave it out")
+    return _run_redecode(job, args)
+
+
+def _run_redecode(job: RedecodeConfig, args: argparse.Namespace) -> int:
+    if cli_job_files.is_dry_run(args):
+        return cli_job_files.dry_run(job, args)
+    return _finish(job, run_redecode(job, args), args)
 
 
 def _retry_errors(args: argparse.Namespace) -> int:
@@ -193,6 +205,8 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     since_last = getattr(args, "since_last", False)
     if since_last:
         job = dataclasses.replace(job, on_change="new")
+    if cli_job_files.is_dry_run(args):
+        return cli_job_files.dry_run(job, args)
     with console.shown_planning(quiet=args.json):
         plan = prepare(job)
     if since_last and not args.json:
@@ -318,6 +332,7 @@ _COMMANDS = {
     "redecode": _redecode,
     "retry-errors": _retry_errors,
     "run": _run,
+    "schema": cli_job_files.schema,
     "status": _status,
     "transcribe": _job,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from w2v_ray.cli_job_files import add_dry_run
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.decoder_config import DecoderConfig
 from w2v_ray.errors import ConfigError, JobError, OutputError
@@ -22,7 +23,7 @@ __all__ = [
     "add_store_arguments",
     "decoder_values",
     "quieten_ray",
-    "redecode",
+    "redecode_job",
     "run_redecode",
     "under_way",
     "whole_number",
@@ -138,14 +139,14 @@ def add_redecode(commands: Any, common: argparse.ArgumentParser) -> None:
         help="share of items, 0 to 1, that may be rejected before the exit code is 3 (default: %(default)s)",
     )
     add_store_arguments(parser)
+    add_dry_run(parser)
     add_decoder_arguments(parser)
 
 
-def redecode(args: argparse.Namespace) -> tuple[RedecodeConfig, Any]:
-    """Runs the command; the job, and the summary of the run."""
+def redecode_job(args: argparse.Namespace) -> RedecodeConfig:
+    """The job that the options of the command ask for."""
     names = ("source", "output", "num_decoders", "decoder_threads", "max_reject_rate", "stores", "allow_http")
-    job = RedecodeConfig(**decoder_values(args) | {name: getattr(args, name) for name in names})
-    return job, run_redecode(job, args)
+    return RedecodeConfig(**decoder_values(args) | {name: getattr(args, name) for name in names})
 
 
 def run_redecode(job: RedecodeConfig, args: argparse.Namespace) -> Any:

@@ -16,6 +16,7 @@ from w2v_ray.cli_decode import (
     decoder_values,
     whole_number,
 )
+from w2v_ray.cli_job_files import add_dry_run
 from w2v_ray.config import ON_CHANGE, JobConfig
 from w2v_ray.encoder_config import ATTN_IMPLEMENTATIONS, DTYPES, NORMALIZE
 from w2v_ray.head_config import ACTIVATIONS, EMBEDDING_DTYPES, POOLINGS, TASKS
@@ -309,3 +310,4 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
     _encoder_group(parser)
     add_store_arguments(parser)
+    add_dry_run(parser)

@@ -1,40 +1,58 @@
-"""What a job is: its inputs, its output and every setting, checked once, from Python, YAML or ``key=value``.
+"""What a job is: its inputs, its output and every setting, checked once, wherever it comes from.
 
 It looks at values only. Whether the inputs exist, the output can be written and the model loads is for
-those who open them; a key it does not know is an error, never ignored.
+those who open them.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from w2v_ray.audio_config import ON_TRUNCATED, check_channel, check_vad
-from w2v_ray.decoder_config import DecoderConfig, check_choice, check_one_language, check_range, kind_of
+from w2v_ray.decoder_config import DecoderConfig, check_choice, check_one_language, check_range
 from w2v_ray.encoder_config import EncoderConfig
 from w2v_ray.errors import ConfigError
 from w2v_ray.head_config import TASKS
-from w2v_ray.store_config import StoreConfig
+from w2v_ray.store_config import StoreConfig, store_config_of
 
 __all__ = [
+    "DEVICE_PATTERN",
     "ITEM_DEADLINE_S",
+    "JOB_BOUNDS",
+    "JOB_CHOICES",
     "ON_CHANGE",
+    "WORKER_COUNTS",
     "JobConfig",
     "RedecodeConfig",
-    "load_job",
-    "read_override",
 ]
 
 ON_CHANGE = ("refuse", "new")
 ITEM_DEADLINE_S = 300.0
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _LANGUAGES = ("language_key", "language", "languages_from")
+
+DEVICE_PATTERN = r"auto|cpu|cuda(:\d+)?"
+"""What ``device`` may be, as a regular expression for all of it."""
+
+JOB_CHOICES = {
+    "on_truncated": ON_TRUNCATED,
+    "on_change": ON_CHANGE,
+}
+"""By setting, the values that it takes."""
+
+JOB_BOUNDS: dict[str, tuple[float, float]] = {
+    "shard_seconds": (10, 7200),
+    "max_segment_seconds": (1, 300),
+    "max_reject_rate": (0, 1),
+    "item_deadline_seconds": (1, 86_400),
+    "stall_seconds": (5, 864_000),
+    "keep_log_probs": (2, 65_536),
+}
+"""By setting, the bounds of its value."""
+
+WORKER_COUNTS = ("num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
+"""The settings that are whole numbers of 1 or more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +119,8 @@ class JobConfig(EncoderConfig):
     """The share of items (0 to 1) that may end in ``rejects/`` before the job counts as failed."""
 
     stores: dict[str, Any] | None = None
-    """By store (s3, gs, az, hf, http): limits, and options of its fsspec file system; never secrets."""
+    """By store (s3, gs, az, hf, http): limits, and options of its fsspec file system; never secrets. Its
+    variables are filled in when stores are asked, so that records of the job hold their names alone."""
 
     allow_http: bool = False
     """Whether ``http://`` and ``https://`` addresses are read."""
@@ -134,46 +153,40 @@ class JobConfig(EncoderConfig):
             raise ConfigError(f"task is 'align', expected one of {', '.join(TASKS)}; use `w2v-ray align`")
         if not self.inputs:
             raise ConfigError("inputs is empty, expected at least one path or URL; name what to read")
-        paths = [("output", self.output), ("model", self.model), *(("inputs", text) for text in self.inputs)]
-        for name, text in paths:
+        paths = [("output", self.output), ("model", self.model)]
+        for name, text in [*paths, *((f"inputs[{index}]", text) for index, text in enumerate(self.inputs))]:
             if not text.strip():
-                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
+                raise ConfigError(f"{name} is {text!r}, expected a path or URL; name one")
         if self.audio_column == "":
             raise ConfigError("audio_column is '', expected the name of a column; name one, or leave it out")
-        if not _DEVICE.fullmatch(self.device):
+        if not re.fullmatch(DEVICE_PATTERN, self.device):
             raise ConfigError(
                 f"device is {self.device!r}, expected auto, cpu, cuda or cuda:N; choose one of these"
             )
+        for name, choices in JOB_CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         object.__setattr__(self, "channel", check_channel(self.channel))
-        check_choice("on_truncated", self.on_truncated, ON_TRUNCATED)
         check_vad(self.vad, keep_non_speech=self.keep_non_speech)
-        check_choice("on_change", self.on_change, ON_CHANGE)
         if self.partition_by is not None and (not self.partition_by or self.partition_by[0] in "._"):
             raise ConfigError(
                 f"partition_by is {self.partition_by!r}, expected a key of the manifest that does not begin "
                 "with a dot or an underscore, as such folders are hidden; name another, or leave it out"
             )
-        check_range("shard_seconds", self.shard_seconds, 10, 7200)
-        check_range("max_segment_seconds", self.max_segment_seconds, 1, 300)
-        check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+        for name, bounds in JOB_BOUNDS.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, *bounds)
         _ = self.store_config
-        check_range("item_deadline_seconds", self.item_deadline_seconds, 1, 86_400)
-        if self.stall_seconds is not None:
-            check_range("stall_seconds", self.stall_seconds, 5, 864_000)
-        if self.keep_log_probs is not None:
-            check_range("keep_log_probs", self.keep_log_probs, 2, 65_536)
-            if self.task != "transcribe":
-                raise ConfigError(
-                    f"keep_log_probs is {self.keep_log_probs}, which only transcribe has a use for; "
-                    "leave it out"
-                )
-        _check_counts(self, "num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
+        if self.keep_log_probs is not None and self.task != "transcribe":
+            raise ConfigError(
+                f"keep_log_probs is {self.keep_log_probs}, which only transcribe has a use for; leave it out"
+            )
+        _check_counts(self, *WORKER_COUNTS)
         _check_languages(self)
 
     @property
     def store_config(self) -> StoreConfig:
         """Which stores may be asked, and how."""
-        return StoreConfig(allow_http=self.allow_http, options=self.stores or {})
+        return store_config_of(self.stores, allow_http=self.allow_http)
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
@@ -237,86 +250,15 @@ class RedecodeConfig(DecoderConfig):
         super(RedecodeConfig, self).__post_init__()
         for name, text in (("source", self.source), ("output", self.output)):
             if not text.strip():
-                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one")
-        check_range("max_reject_rate", self.max_reject_rate, 0, 1)
+                raise ConfigError(f"{name} is {text!r}, expected a path or URL; name one")
+        check_range("max_reject_rate", self.max_reject_rate, *JOB_BOUNDS["max_reject_rate"])
         _ = self.store_config
         _check_counts(self, "num_decoders", "decoder_threads")
 
     @property
     def store_config(self) -> StoreConfig:
         """Which stores may be asked, and how."""
-        return StoreConfig(allow_http=self.allow_http, options=self.stores or {})
-
-
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
-    """Reads a job from a YAML file whose keys are the fields of `JobConfig`.
-
-    Relative paths in it are relative to the current folder, as on the command line.
-
-    Args:
-        path: The YAML file.
-        overrides: ``key=value`` texts that replace or add settings; each value is read as YAML, so
-            ``num_encoders=2``, ``revision=null`` and ``inputs=[a, b]`` mean what they would in the file.
-
-    Raises:
-        ConfigError: The file is missing or not YAML, or a key is unknown, repeated, missing or has a bad
-            value; the message names the file or override, and the key as a dotted path.
-    """
-    settings = _read_mapping(Path(path))
-    _check_keys(settings, where=str(path))
-    for override in overrides:
-        settings |= read_override(override)
-    missing = [name for name in _names() if _is_required(name) and name not in settings]
-    if missing:
-        raise ConfigError(f"{path} lacks {', '.join(missing)}; add what is missing, or pass it as key=value")
-    try:
-        return JobConfig(**settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError(f"job file {str(path)!r} does not exist; name a YAML file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"job file {str(path)!r} cannot be read as text ({error}); name a YAML file"
-        ) from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)  # a ValueError is how it reports a date such as 2026-13-01
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not YAML ({_one_line(error)}); mend that line") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(
-            f"{path} holds {kind_of(value)}, expected lines of `key: value`; see pipelines/transcribe.yaml"
-        )
-    seen: set[str] = set()
-    for key, _ in node.value:  # safe_load keeps the last of two equal keys and says nothing
-        if key.value in seen:
-            raise ConfigError(f"{path} sets {key.value!r} twice; keep one of them")
-        seen.add(key.value)
-    return {str(key): item for key, item in value.items()}
-
-
-def read_override(override: str) -> dict[str, Any]:
-    """The setting that a text of the form ``key=value`` gives, whose value is YAML.
-
-    Raises:
-        ConfigError: It has no such form, or the key is unknown.
-    """
-    where = f"override {override!r}"
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"{where} has no '=', expected key=value; write it as key=value")
-    try:
-        setting: dict[str, Any] = {key.strip(): yaml.safe_load(text)}
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where} has a value that is not YAML ({_one_line(error)}); quote it") from error
-    _check_keys(setting, where=where)
-    return setting
+        return store_config_of(self.stores, allow_http=self.allow_http)
 
 
 def _check_counts(config: JobConfig | RedecodeConfig, *names: str) -> None:
@@ -338,30 +280,3 @@ def _check_languages(job: JobConfig) -> None:
             raise ConfigError(f"{name} is {value!r}, which only {those} a use for; leave it out")
     if given.keys() - {"language"}:
         check_one_language(job, next(iter(given)))
-
-
-def _names() -> list[str]:
-    """The keys of a job, those that must be given first."""
-    return sorted((field.name for field in fields(JobConfig)), key=lambda name: not _is_required(name))
-
-
-def _is_required(name: str) -> bool:
-    return next(field.default for field in fields(JobConfig) if field.name == name) is MISSING
-
-
-def _check_keys(settings: dict[str, Any], *, where: str) -> None:
-    valid = _names()
-    for key, value in settings.items():
-        if key in valid:
-            continue
-        dotted = key
-        while isinstance(value, dict) and value:  # a nested section: show the way down to its first setting
-            inner, value = next(iter(value.items()))
-            dotted = f"{dotted}.{inner}"
-        near = difflib.get_close_matches(dotted.rpartition(".")[2], valid, n=1, cutoff=0.5)
-        hint = f"the nearest valid key is {near[0]!r}" if near else f"valid keys are {', '.join(valid)}"
-        raise ConfigError(f"{where} has the unknown key {dotted!r}; {hint}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from w2v_ray.errors import ConfigError
 
-__all__ = ["DecoderConfig", "check_choice", "check_one_language", "check_range", "check_types", "kind_of"]
+__all__ = [
+    "SEARCH_BOUNDS",
+    "DecoderConfig",
+    "check_choice",
+    "check_one_language",
+    "check_range",
+    "check_types",
+    "kind_of",
+    "takes_text",
+]
 
 
 def _is_text(value: object) -> bool:
@@ -41,8 +51,7 @@ _TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
     "dict[str, Any] | None": ("a mapping or null", lambda value: value is None or isinstance(value, dict)),
 }
 
-# Of a search -> the bounds of its value. Null is the default of the search, or what the language model says.
-_SEARCH_BOUNDS = {
+SEARCH_BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (0, 100),
     "beta": (-100, 100),
     "hotword_weight": (0, 1000),
@@ -50,6 +59,7 @@ _SEARCH_BOUNDS = {
     "beam_prune_logp": (-1000, 0),
     "token_min_logp": (-1000, 0),
 }
+"""By setting of a search, the bounds of its value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +107,11 @@ class DecoderConfig:
         for name in ("lm", "unigrams"):
             text = getattr(self, name)
             if text is not None and not text.strip():
-                raise ConfigError(f"{name} holds {text!r}, expected a path or URL; name one, or leave it out")
-        if not all(word.strip() for word in self.hotwords):
-            raise ConfigError(f"hotwords is {list(self.hotwords)!r}, expected words; take out what is empty")
-        for name, bounds in _SEARCH_BOUNDS.items():
+                raise ConfigError(f"{name} is {text!r}, expected a path or URL; name one, or leave it out")
+        for index, word in enumerate(self.hotwords):
+            if not word.strip():
+                raise ConfigError(f"hotwords[{index}] is {word!r}, expected words; take out what is empty")
+        for name, bounds in SEARCH_BOUNDS.items():
             if (value := getattr(self, name)) is not None:
                 check_range(name, value, *bounds)
         needs = {
@@ -139,15 +150,28 @@ class DecoderConfig:
 
 def check_types(config: DecoderConfig) -> None:
     for field in fields(config):
-        expected, is_valid = _TYPES[str(field.type)]
-        value = getattr(config, field.name)
+        name, (expected, is_valid) = field.name, _TYPES[str(field.type)]
+        value = getattr(config, name)
         if not is_valid(value):
+            if expected == "a list of text" and isinstance(value, list | tuple):
+                index = next(index for index, item in enumerate(value) if not _is_text(item))
+                name, value, expected = f"{name}[{index}]", value[index], "text"
             raise ConfigError(
-                f"{field.name} is {value!r} ({kind_of(value)}), expected {expected}; "
-                + _fix(field.name, value, expected)
+                f"{name} is {value!r} ({kind_of(value)}), expected {expected}; {_fix(name, value, expected)}"
             )
         if str(field.type).startswith("float") and value is not None:
-            object.__setattr__(config, field.name, float(value))
+            try:
+                object.__setattr__(config, name, float(value))
+            except OverflowError as error:  # a whole number of more than 308 digits
+                raise ConfigError(
+                    f"{name} is a number of {len(str(value))} digits, expected a number that can be counted "
+                    "to; lower it"
+                ) from error
+
+
+def takes_text(annotation: str) -> bool:
+    """Whether a field with this annotation takes a text as it is."""
+    return _TYPES[annotation][1]("text")
 
 
 def check_one_language(decoder: DecoderConfig, several: str) -> None:
@@ -177,7 +201,8 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 def kind_of(value: object) -> str:
     names = {str: "text", bool: "a truth value", int: "a whole number", float: "a number", dict: "a mapping"}
-    names |= {list: "a list", tuple: "a list", type(None): "nothing"}
+    names |= {list: "a list", tuple: "a list", type(None): "nothing", bytes: "binary", set: "a set"}
+    names |= {datetime.date: "a date", datetime.datetime: "a time"}
     return names.get(type(value), type(value).__name__)
 
 
@@ -190,4 +215,6 @@ def _fix(name: str, value: object, expected: str) -> str:
         return f"write `{name}: {{NAME: {{OPTION: VALUE}}}}`"
     if value is None:
         return "give one, or leave the key out for the default"
+    if isinstance(value, list | tuple | dict | set):
+        return f"write one value after `{name}:`"
     return "put it in quotes" if expected.startswith("text") else "write it as digits, without quotes"

@@ -10,11 +10,30 @@ from w2v_ray.decoder_config import check_choice, check_range
 from w2v_ray.errors import ConfigError
 from w2v_ray.head_config import HeadConfig
 
-__all__ = ["ATTN_IMPLEMENTATIONS", "DTYPES", "NORMALIZE", "EncoderConfig", "check_encoder"]
+__all__ = [
+    "ATTN_IMPLEMENTATIONS",
+    "DTYPES",
+    "ENCODER_BOUNDS",
+    "ENCODER_CHOICES",
+    "NORMALIZE",
+    "EncoderConfig",
+    "check_encoder",
+]
 
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 NORMALIZE = ("chunk", "segment")
+
+ENCODER_CHOICES = {"attn_implementation": ATTN_IMPLEMENTATIONS, "dtype": DTYPES, "normalize": NORMALIZE}
+"""By setting, the values that it takes."""
+
+ENCODER_BOUNDS: dict[str, tuple[float, float]] = {
+    "max_batch_seconds": (0.1, 100_000),
+    "reference_batch": (1, 4096),
+    "chunk_length_s": (1, 300),
+    "stride_length_s": (0, 150),
+}
+"""By setting, the bounds of its value."""
 
 
 class _Settings(Protocol):
@@ -57,7 +76,7 @@ class EncoderConfig(HeadConfig):
     """Whether each segment is encoded alone, so that not a bit of it depends on its neighbours."""
 
     reference_batch: int | None = None
-    """Segments (1 to 4096) in a batch that is padded as by transformers, with its numbers; null: no padding."""
+    """Segments (1 to 4096) in a batch padded as by transformers, with its numbers; null: no padding."""
 
     chunk_length_s: float | None = None
     """Seconds (1 to 300) that the encoder hears at once of longer segments, in windows; null: the segment."""
@@ -93,20 +112,18 @@ def check_encoder(config: _Settings) -> None:
     Raises:
         ConfigError: One is out of bounds, or two do not go together.
     """
-    check_choice("attn_implementation", config.attn_implementation, ATTN_IMPLEMENTATIONS)
-    check_choice("dtype", config.dtype, DTYPES)
-    check_choice("normalize", config.normalize, NORMALIZE)
-    if config.max_batch_seconds is not None:
-        check_range("max_batch_seconds", config.max_batch_seconds, 0.1, 100_000)
-    if config.reference_batch is not None:
-        check_range("reference_batch", config.reference_batch, 1, 4096)
-        if config.dtype == "int8" or config.chunk_length_s is not None or config.deterministic:
-            raise ConfigError(
-                f"reference_batch is {config.reference_batch}, which has the numbers of padded batches of "
-                "whole segments; leave out dtype int8, chunk_length_s and deterministic, or it"
-            )
-    if config.chunk_length_s is not None:
-        check_range("chunk_length_s", config.chunk_length_s, 1, 300)
+    for name, choices in ENCODER_CHOICES.items():
+        check_choice(name, getattr(config, name), choices)
+    for name, bounds in ENCODER_BOUNDS.items():
+        if isinstance(value := getattr(config, name), int | float):  # and not null, or a pair
+            check_range(name, value, *bounds)
+    if config.reference_batch is not None and (
+        config.dtype == "int8" or config.chunk_length_s is not None or config.deterministic
+    ):
+        raise ConfigError(
+            f"reference_batch is {config.reference_batch}, which has the numbers of padded batches of "
+            "whole segments; leave out dtype int8, chunk_length_s and deterministic, or it"
+        )
     _check_strides(config)
 
 

@@ -8,19 +8,43 @@ from typing import Any
 from w2v_ray.decoder_config import DecoderConfig, check_choice, check_range
 from w2v_ray.errors import ConfigError
 
-__all__ = ["ACTIVATIONS", "EMBEDDING_DTYPES", "POOLINGS", "TASKS", "HeadConfig", "read_also"]
+__all__ = [
+    "ACTIVATIONS",
+    "EMBEDDING_DTYPES",
+    "HEAD_BOUNDS",
+    "HEAD_CHOICES",
+    "POOLINGS",
+    "TASKS",
+    "TASK_SETTINGS",
+    "HeadConfig",
+    "read_also",
+]
 
 TASKS = ("transcribe", "embed", "classify", "frames")
 POOLINGS = ("auto", "xvector", "mean", "mean+std")
 EMBEDDING_DTYPES = ("float32", "float16")
 ACTIVATIONS = ("auto", "sigmoid", "softmax")
 
-# Settings that belong to a task, apart from those of text.
-_OF_TASK = {
+HEAD_CHOICES = {"pooling": POOLINGS, "embedding_dtype": EMBEDDING_DTYPES, "activation": ACTIVATIONS}
+"""By setting, the values that it takes."""
+
+HEAD_BOUNDS: dict[str, tuple[float, float]] = {
+    "layer": (0, 1000),
+    "top_k": (1, 100_000),
+    "threshold": (0, 1),
+    "onset": (0, 1),
+    "offset": (0, 1),
+    "min_on_seconds": (0, 3600),
+    "min_off_seconds": (0, 3600),
+}
+"""By setting, the bounds of its value."""
+
+TASK_SETTINGS = {
     "embed": ("pooling", "layer", "embedding_dtype"),
     "classify": ("top_k", "threshold"),
     "frames": ("activation", "onset", "offset", "min_on_seconds", "min_off_seconds"),
 }
+"""The settings that belong to a task, apart from those of text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,27 +98,22 @@ class HeadConfig(DecoderConfig):
         super(HeadConfig, self).__post_init__()  # slots make a new class, which a bare super() does not know
         check_choice("task", self.task, (*TASKS, "align"))
         object.__setattr__(self, "also", tuple(self.also))
-        tasks = [self.task, *(read_also(text)[0] for text in self.also)]
-        for task in tasks:
-            if tasks.count(task) > 1:
-                raise ConfigError(f"also is {list(self.also)!r}, and {task} is done already; name others")
-        check_choice("pooling", self.pooling, POOLINGS)
-        check_choice("embedding_dtype", self.embedding_dtype, EMBEDDING_DTYPES)
-        check_choice("activation", self.activation, ACTIVATIONS)
-        if self.layer is not None:
-            check_range("layer", self.layer, 0, 1000)
-            if self.pooling == "xvector":
-                raise ConfigError(f"layer is {self.layer}, which pooling xvector has no use for; choose mean")
-        check_range("top_k", self.top_k, 1, 100_000)
-        if self.threshold is not None:
-            check_range("threshold", self.threshold, 0, 1)
-        check_range("onset", self.onset, 0, 1)
-        check_range("offset", self.offset, 0, 1)
+        tasks = [self.task]
+        for index, text in enumerate(self.also):
+            task, _ = read_also(text, where=f"also[{index}]")
+            if task in tasks:
+                raise ConfigError(f"also[{index}] is {text!r}, and {task} is done already; name another task")
+            tasks.append(task)
+        for name, choices in HEAD_CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        for name, bounds in HEAD_BOUNDS.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, *bounds)
+        if self.layer is not None and self.pooling == "xvector":
+            raise ConfigError(f"layer is {self.layer}, which pooling xvector has no use for; choose mean")
         if self.offset > self.onset:
             raise ConfigError(f"offset is {self.offset:g}, expected at most onset ({self.onset:g}); lower it")
-        check_range("min_on_seconds", self.min_on_seconds, 0, 3600)
-        check_range("min_off_seconds", self.min_off_seconds, 0, 3600)
-        unused = {name: task for task, names in _OF_TASK.items() if task not in tasks for name in names}
+        unused = {name: task for task, names in TASK_SETTINGS.items() if task not in tasks for name in names}
         if "transcribe" not in tasks:
             unused |= {field.name: "transcribe" for field in fields(DecoderConfig)}
         for field in fields(HeadConfig):
@@ -118,8 +137,12 @@ class HeadConfig(DecoderConfig):
         }
 
 
-def read_also(text: str) -> tuple[str, str | None]:
+def read_also(text: str, *, where: str = "also") -> tuple[str, str | None]:
     """The task and the checkpoint that an entry of ``also`` names; None: the job's own.
+
+    Args:
+        text: The entry.
+        where: What it is called in errors.
 
     Raises:
         ConfigError: It is of another form.
@@ -128,9 +151,9 @@ def read_also(text: str) -> tuple[str, str | None]:
     task, model = task.strip(), model.strip()
     if task not in TASKS or (equals and not model):
         raise ConfigError(
-            f"also holds {text!r}, expected TASK=CHECKPOINT with a task of {', '.join(TASKS)}; "
+            f"{where} is {text!r}, expected TASK=CHECKPOINT with a task of {', '.join(TASKS)}; "
             "write it as embed=CHECKPOINT"
         )
     if not equals and task != "embed":
-        raise ConfigError(f"also holds {text!r} without a checkpoint; write {task}=CHECKPOINT")
+        raise ConfigError(f"{where} is {text!r}, without a checkpoint; write {task}=CHECKPOINT")
     return task, model or None

@@ -17,7 +17,7 @@ import pyarrow as pa
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.audio.speech import load_detector
-from w2v_ray.config import JobConfig, RedecodeConfig, read_override
+from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.decoder_config import check_one_language
 from w2v_ray.decoding import check_decoder, reachable, read_vocabulary, write_vocabulary
 from w2v_ray.errors import ConfigError
@@ -25,6 +25,7 @@ from w2v_ray.frame_rate import seconds_per_frame
 from w2v_ray.head_config import read_also
 from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model, checkpoint_fingerprint
+from w2v_ray.job_file import read_override
 from w2v_ray.languages import check_languages, claim_adapters
 from w2v_ray.output import (
     SpokenLanguages,
@@ -100,13 +101,17 @@ def vocabulary_of(model: str, *, revision: str | None = None) -> Vocabulary:
     )
 
 
-def prepare(job: JobConfig) -> Plan:
+def prepare(job: JobConfig, *, record: bool = True) -> Plan:
     """Checks what a job names and plans it, or takes up the plan that its output holds.
+
+    Args:
+        job: What to do.
+        record: Whether the output is claimed and the plan written into it; else nothing is written.
 
     Raises:
         W2vRayError: The output, the model, the language model or the inputs cannot be used.
     """
-    fields, vocabulary = _checked(job)
+    fields, vocabulary = _checked(job, record=record)
     annotate = None
     if job.languages_from is not None:
         annotate = partial(SpokenLanguages(job.languages_from).annotate, key=job.language_key)
@@ -120,9 +125,10 @@ def prepare(job: JobConfig) -> Plan:
         audio_column=job.audio_column,
         settings=_settings(job),
         annotate=annotate,
+        record=record,
     )
-    claim_adapters(plan, fields, model=job.model)
-    if job.keep_log_probs is not None:
+    claim_adapters(plan, fields, model=job.model, record=record)
+    if job.keep_log_probs is not None and record:
         assert vocabulary is not None, "only transcribe keeps them"
         frame_s = vocabulary.seconds_per_frame
         write_vocabulary(job.output, vocabulary.tokenizer, seconds_per_frame=frame_s)
@@ -141,9 +147,10 @@ def recorded_job(output: str, overrides: Sequence[str] = ()) -> JobConfig:
         ConfigError: A setting is unknown or out of bounds.
     """
     settings = read_settings(stores.canonical(output)) | {"inputs": [output], "output": output}
+    kind = AlignConfig if "text_key" in settings else JobConfig
     for override in overrides:
-        settings |= read_override(override)
-    return AlignConfig(**settings) if "text_key" in settings else JobConfig(**settings)
+        settings |= read_override(override, kind)
+    return kind(**settings)
 
 
 def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequence[str] = ()) -> Plan:
@@ -154,7 +161,7 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         reasons: Classes of errors; empty: all.
         stages: Stages that failed; empty: all.
     """
-    fields, _ = _checked(job)
+    fields, _ = _checked(job, record=True)
     plan = make_retry_plan(
         job.output,
         job=fields,
@@ -175,15 +182,22 @@ def prepare_sample(job: JobConfig, sample: pa.Table, *, seconds: float) -> Plan:
         sample: Of `w2v_ray.plan.take_sample`.
         seconds: Of audio.
     """
-    fields, _ = _checked(job)
+    fields, _ = _checked(job, record=True)
     return make_sample_plan(sample, job.output, seconds=seconds, shard_seconds=job.shard_seconds, job=fields)
 
 
-def _checked(job: JobConfig) -> tuple[dict[str, Any], Vocabulary | None]:
+def _check_output(output: str, *, record: bool) -> None:
+    if record:
+        stores.check_writable(output)
+        stores.remove_unfinished(output)
+    else:
+        stores.check_place(output)
+
+
+def _checked(job: JobConfig, *, record: bool) -> tuple[dict[str, Any], Vocabulary | None]:
     """The settings that decide what the rows are, and the vocabulary of text, if all that is named exists."""
     stores.use(job.store_config)
-    stores.check_writable(job.output)
-    stores.remove_unfinished(job.output)
+    _check_output(job.output, record=record)
     if job.vad is not None:
         load_detector(job.vad)
     # Of files their content counts, not their names: a folder may be moved, and a branch may move on.
@@ -237,8 +251,12 @@ def _settings(job: JobConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(job).items() if name not in ("inputs", "output")} | places
 
 
-def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
+def prepare_redecode(job: RedecodeConfig, *, record: bool = True) -> tuple[Plan, Vocabulary]:
     """Checks what a job names, and plans the shards of its source that its output lacks.
+
+    Args:
+        job: What to do.
+        record: As of `prepare`.
 
     Raises:
         W2vRayError: The source kept no log-probabilities, or the language model or the output cannot be used.
@@ -250,9 +268,8 @@ def prepare_redecode(job: RedecodeConfig) -> tuple[Plan, Vocabulary]:
         )
     tokenizer, frame_s = read_vocabulary(job.source)
     content = check_decoder(job.decoder(), _of_language(tokenizer, job))
-    stores.check_writable(job.output)
-    stores.remove_unfinished(job.output)
-    plan = make_redecode_plan(job.source, job.output, job=content)
+    _check_output(job.output, record=record)
+    plan = make_redecode_plan(job.source, job.output, job=content, record=record)
     return plan, Vocabulary(tokenizer=tokenizer, seconds_per_frame=frame_s)
 
 

@@ -112,7 +112,7 @@ def check_adapters(model: str, tokenizer: Wav2Vec2CTCTokenizer, languages: Seque
             check_head(tokenizers(language), rows, str(path), language)
 
 
-def claim_adapters(plan: Plan, job: Mapping[str, Any], *, model: str) -> None:
+def claim_adapters(plan: Plan, job: Mapping[str, Any], *, model: str, record: bool = True) -> None:
     """Notes in an output which adapters its rows are made with, or sees that earlier rows have the same ones.
 
     Adapters of a hub id are those of its revision.
@@ -121,6 +121,7 @@ def claim_adapters(plan: Plan, job: Mapping[str, Any], *, model: str) -> None:
         plan: Of the output.
         job: The settings that decide what its rows are.
         model: The checkpoint: a folder or hub id.
+        record: Whether they are noted; else nothing is written.
 
     Raises:
         OutputError: An adapter has changed since rows were made with it, or the store refuses.
@@ -138,10 +139,11 @@ def claim_adapters(plan: Plan, job: Mapping[str, Any], *, model: str) -> None:
         if path is None:
             continue
         digest = _digest(path)
-        record = stores.join(plan.output, "_plan", f"adapter-{quote(language, safe='')}.txt")
-        if language not in done or not stores.exists(record):
-            stores.publish(record, digest.encode(), root=plan.output)
-        elif (found := stores.read_bytes(record).decode()) != digest:
+        note = stores.join(plan.output, "_plan", f"adapter-{quote(language, safe='')}.txt")
+        if language not in done or not stores.exists(note):
+            if record:
+                stores.publish(note, digest.encode(), root=plan.output)
+        elif (found := stores.read_bytes(note).decode()) != digest:
             raise OutputError(
                 f"output {plan.output!r} has rows of language {language!r} by another adapter ({found}) than "
                 f"{path} ({digest}); restore that file, or name a new output"

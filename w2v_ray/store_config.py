@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from w2v_ray.errors import ConfigError
+from w2v_ray.variables import fill_all, names_variable, plain_value
 
-__all__ = ["ENVIRONMENT_NAME", "STORES", "StoreConfig", "StoreLimits"]
+__all__ = [
+    "ENVIRONMENT_NAME",
+    "S3_OPTIONS",
+    "STORES",
+    "STORE_BOUNDS",
+    "StoreConfig",
+    "StoreLimits",
+    "store_config_of",
+]
 
 ENVIRONMENT_NAME = "W2V_RAY_STORES"
 """The environment variable with the settings of commands without a job file, and of worker processes."""
@@ -25,13 +35,33 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _SECRET_IN_URL = re.compile(r"^[a-z0-9+.-]+://([^/@]*@|.*[?&](x-[a-z]+-)?sig(nature)?=)", re.IGNORECASE)
-_BOUNDS: dict[str, tuple[float, float]] = {
+STORE_BOUNDS: dict[str, tuple[float, float]] = {
     "max_requests": (1, 1024),
     "attempts": (1, 20),
     "connect_timeout_s": (0.1, 600),
     "read_timeout_s": (0.1, 3600),
     "deadline_s": (0.1, 86_400),
 }
+"""By limit of a store, the bounds of its value."""
+
+S3_OPTIONS = (
+    "anon",
+    "cache_regions",
+    "client_kwargs",
+    "config_kwargs",
+    "default_block_size",
+    "default_cache_type",
+    "default_fill_cache",
+    "endpoint_url",
+    "fixed_upload_size",
+    "max_concurrency",
+    "profile",
+    "requester_pays",
+    "s3_additional_kwargs",
+    "use_ssl",
+    "version_aware",
+)
+"""What s3fs takes, without what would be a secret and what only a program can give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +97,17 @@ class StoreConfig:
     def __post_init__(self) -> None:
         for store, options in self.options.items():
             if store not in STORES:
-                raise ConfigError(f"stores names {store!r}, expected one of {', '.join(STORES)}; correct it")
+                raise ConfigError(
+                    f"stores.{store} is no store that is known, expected one of {', '.join(STORES)}; "
+                    f"{_nearest(str(store), STORES)}"
+                )
             if not isinstance(options, Mapping):
                 raise ConfigError(
                     f"stores.{store} is {options!r}, expected a mapping; write `{store}: {{option: value}}`"
                 )
             _check_values(f"stores.{store}", options)
-            for name, (low, high) in _BOUNDS.items():
+            _check_names(store, options)
+            for name, (low, high) in STORE_BOUNDS.items():
                 value = options.get(name, low)
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 if isinstance(getattr(StoreLimits(), name), int):
@@ -87,11 +121,13 @@ class StoreConfig:
     def limits(self, store: str) -> StoreLimits:
         """The limits of a store."""
         given = self.options.get(store, {})
-        return StoreLimits(**{name: given[name] for name in _BOUNDS if name in given})
+        return StoreLimits(**{name: given[name] for name in STORE_BOUNDS if name in given})
 
     def file_system_options(self, store: str) -> dict[str, Any]:
         """What its fsspec file system is made with."""
-        return {name: value for name, value in self.options.get(store, {}).items() if name not in _BOUNDS}
+        return {
+            name: value for name, value in self.options.get(store, {}).items() if name not in STORE_BOUNDS
+        }
 
     def over(self, other: StoreConfig) -> StoreConfig:
         """These settings, and those of ``other`` where these say nothing."""
@@ -129,6 +165,36 @@ class StoreConfig:
         return cls(allow_http=allow_http, options=found)
 
 
+def store_config_of(stores: Mapping[str, Any] | None, *, allow_http: bool) -> StoreConfig:
+    """The settings of stores that a job has, with what their variables hold.
+
+    Raises:
+        ConfigError: As of `StoreConfig`, or a variable is not set.
+    """
+    options = {}
+    for store, given in (stores or {}).items():
+        options[store] = fill_all(given, where=f"stores.{store}")
+        for name in STORE_BOUNDS.keys() & (given if isinstance(given, Mapping) else {}):
+            if names_variable(given[name]):
+                options[store][name] = plain_value(options[store][name])
+    return StoreConfig(allow_http=allow_http, options=options)
+
+
+def _check_names(store: str, options: Mapping[str, Any]) -> None:
+    """Refuses options that mean nothing; what file systems other than s3fs take is known only near limits."""
+    known = [*STORE_BOUNDS, *(S3_OPTIONS if store == "s3" else ())]
+    for name in map(str, options):
+        if name in known:
+            continue
+        if store == "s3" or difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ConfigError(f"stores.{store}.{name} is no option that is known; {_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"the nearest valid key is {near[0]!r}" if near else f"valid keys are {', '.join(known)}"
+
+
 def _check_values(where: str, value: object) -> None:
     """Refuses what would carry a secret, and what is not plain data."""
     if isinstance(value, Mapping):
@@ -140,8 +206,8 @@ def _check_values(where: str, value: object) -> None:
                 )
             _check_values(f"{where}.{name}", inner)
     elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_values(where, inner)
+        for index, inner in enumerate(value):
+            _check_values(f"{where}[{index}]", inner)
     elif isinstance(value, str):
         if _SECRET_IN_URL.match(value):
             raise ConfigError(

@@ -48,6 +48,10 @@ class Known:
         self._is_seen[firsts] = True
         return entries.filter(pa.array(~is_planned))
 
+    def unseen(self, columns: list[str]) -> pa.Table:
+        """The planned recordings, one row for each, that no entry has named as they are."""
+        return self._planned.select(columns).take(pa.array(self._rows[~self._is_seen]))
+
     def check_names(self, entries: pa.Table) -> None:
         """Sees that no new entry is called like a planned one that the inputs still name.
 

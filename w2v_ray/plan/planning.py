@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -25,12 +24,13 @@ from w2v_ray.errors import InputError, OutputError
 from w2v_ray.inputs import Entry, list_inputs
 from w2v_ray.parts import list_parts
 from w2v_ray.plan import records
+from w2v_ray.plan.changes import Containers, count_gone, last_generations, unplanned, with_generation
 from w2v_ray.plan.durations import with_durations
-from w2v_ray.plan.generations import fingerprint_of_edition, newest_items, only_newest
+from w2v_ray.plan.generations import newest_items, only_newest
 from w2v_ray.plan.known import FINGERPRINT_CHARACTERS, Known, text_slices
 from w2v_ray.plan.languages import language_keys, shard_languages
 from w2v_ray.plan.shards import check_key, long_seconds, make_items, make_shards, shard_bounds
-from w2v_ray.schema import DAMAGE_KEY, ITEM
+from w2v_ray.schema import ITEM
 
 __all__ = ["Plan", "entry_table", "make_plan", "partition_key", "plan_entries", "plan_of"]
 
@@ -59,6 +59,8 @@ class Plan:
     """Items that this run planned."""
     num_changed: int
     """Of these, the ones that take the place of earlier items."""
+    num_gone: int
+    """Recordings that are planned and that the inputs name no more; their rows stay."""
     num_duplicates: int
     """Recordings that the inputs named more than once, each time counted but the first."""
     skipped: Mapping[str, int]
@@ -113,6 +115,7 @@ def make_plan(
     settings: Mapping[str, Any] | None = None,
     audio_column: str | None = None,
     annotate: Callable[[str, str | None], str | None] | None = None,
+    record: bool = True,
 ) -> Plan:
     """Plans what no plan of the output holds yet.
 
@@ -127,6 +130,7 @@ def make_plan(
         audio_column: The column of tables that holds or names the audio; None: found by its name and type.
         annotate: Gives the metadata of a recording, by its id and what its input says, with what is known of
             it from elsewhere.
+        record: Whether the output is claimed and the plan written into it; else nothing is written.
 
     Raises:
         InputError: An input does not exist or holds no audio, two recordings have one id, or no entry has
@@ -134,14 +138,20 @@ def make_plan(
         OutputError: The output cannot be written, belongs to another job, or holds recordings that have
             changed since, unless ``on_change`` is ``new``.
     """
-    stores.check_writable(output)
+    if record:
+        stores.check_writable(output)
+    else:
+        stores.check_place(output)
     output = stores.canonical(output)
-    fingerprint = records.claim_output(output, job, settings)
+    if record:
+        fingerprint = records.claim_output(output, job, settings)
+    else:
+        fingerprint = records.check_claim(output, job)
     planned, num_plans = records.read_plans(output)
     skipped: Counter[str] = Counter()
     known = Known(only_newest(planned))
     # What is known from elsewhere may have changed, unlike the tars and tables that are planned.
-    containers = _containers(planned) if annotate is None else ()
+    containers = Containers(planned if annotate is None else planned.slice(0, 0))
     entries = list_inputs(inputs, skipped=skipped, planned=containers, audio_column=audio_column)
     if annotate is not None:
         entries = (e._replace(metadata=annotate(e.recording_id, e.metadata)) for e in entries)
@@ -150,7 +160,7 @@ def make_plan(
     known.check_names(kept)
     crash_point("plan.ready")
     while True:
-        new = _unplanned(kept, planned, output, on_change)
+        new = unplanned(kept, planned, output, on_change)
         if not new.num_rows:
             items = planned.slice(0, 0)
             break
@@ -164,6 +174,8 @@ def make_plan(
         items = make_items(
             new, shard_seconds, cut_long=cut_long, partition_by=key, language_keys=language_keys(job)
         )
+        if not record:
+            break
         _check_owner(output, fingerprint)
         if records.publish_plan(output, items, num_plans + 1):
             _check_owner(output, fingerprint)  # as another job takes what has no plan yet
@@ -175,6 +187,7 @@ def make_plan(
         pa.concat_tables([planned, items]),
         num_new=items.num_rows,
         num_changed=pc.sum(pc.greater(items.column("generation"), 1)).as_py() or 0,
+        num_gone=count_gone(known, containers, new),
         num_duplicates=known.num_again + listed.num_rows - kept.num_rows,
         skipped=skipped,
     )
@@ -207,7 +220,7 @@ def plan_entries(
         shard_seconds: As of `make_plan`.
         cut_long: As of `make_plan`.
     """
-    last = _last_generations(
+    last = last_generations(
         planned,
         pa.chunked_array([pa.array([*again.column("recording_id").to_pylist(), *changed], pa.string())]),
     )
@@ -230,7 +243,7 @@ def plan_entries(
         row["start_s"] = next(item["start_s"] for item in rows if not item["start_is_cut"])
         row["end_s"] = next(item["end_s"] for item in rows if not item["end_is_cut"])
         entries.append(Entry(**row))
-    listed = _with_generation(
+    listed = with_generation(
         entry_table(entries, read_keys(job)), [last[entry.recording_id] + 1 for entry in entries]
     )
     listed = with_durations(listed, long_s=long_seconds(shard_seconds), unknown_s=shard_seconds)
@@ -257,6 +270,7 @@ def plan_of(
     *,
     num_new: int,
     num_changed: int = 0,
+    num_gone: int = 0,
     num_duplicates: int = 0,
     skipped: Mapping[str, int] | None = None,
 ) -> Plan:
@@ -276,13 +290,14 @@ def plan_of(
         pending.sort(key=lambda shard_id: languages[shard_id] or "")  # stable: as planned within one
     return Plan(
         output=output,
-        job_fingerprint=records.read_job(output)[0],
+        job_fingerprint=records.job_fingerprint(job),
         partition_by=partition_key(job),
         items=items,
         shard_seconds=seconds,
         pending=tuple(pending),
         num_new=num_new,
         num_changed=num_changed,
+        num_gone=num_gone,
         num_duplicates=num_duplicates,
         skipped=dict(skipped or {}),
     )
@@ -314,23 +329,6 @@ def _fingerprint(entry: Entry, keys: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_CHARACTERS]
 
 
-def _containers(planned: pa.Table) -> set[tuple[str, str | None, str | None]]:
-    """Uri, version and container of the files whose members or rows are planned, all of that version.
-
-    What a store gives no version of may have changed, and is looked into each time.
-    """
-    planned = only_newest(planned)
-    is_inside = pc.or_(pc.is_valid(planned.column("byte_offset")), pc.is_valid(planned.column("container")))
-    names = ["uri", "version", "container"]
-    is_looked_into = pc.and_(pc.or_(is_inside, _is_damage(planned)), pc.is_valid(planned.column("version")))
-    files = planned.select(names).filter(is_looked_into).group_by(names).aggregate([])
-    versions = files.group_by("uri").aggregate([("version", "count_distinct", pc.CountOptions(mode="all"))])
-    is_mixed = pc.greater(versions.column("version_count_distinct"), 1)
-    mixed = versions.column("uri").filter(is_mixed).combine_chunks()
-    files = files.filter(pc.invert(pc.is_in(files.column("uri"), value_set=mixed)))
-    return set(zip(*(files.column(name).to_pylist() for name in names), strict=True))
-
-
 def _first_of_each(listed: pa.Table) -> pa.Table:
     """Drops recordings that are named again."""
     hashes = [np.array(list(map(hash, texts))) for texts in text_slices(listed.column("recording_id"))]
@@ -354,97 +352,7 @@ def _first_of_each(listed: pa.Table) -> pa.Table:
     return listed.take(pa.array(np.sort(firsts.column("position_min").to_numpy())))
 
 
-def _unplanned(listed: pa.Table, planned: pa.Table, output: str, on_change: str) -> pa.Table:
-    """The entries that no plan holds as they are, with the generation that each is to be."""
-    if not planned.num_rows or not listed.num_rows:
-        return _with_generation(listed, [1] * listed.num_rows)
-    newest = only_newest(planned)
-    known = pc.utf8_slice_codeunits(newest.column("fingerprint"), 0, FINGERPRINT_CHARACTERS)
-    new = listed.filter(pc.invert(pc.is_in(listed.column("fingerprint"), value_set=known.combine_chunks())))
-    ids = planned.column("recording_id").combine_chunks()
-    # What is gone has not changed: it stays as it was planned.
-    is_gone = pc.and_(pc.is_null(new.column("byte_size")), pc.is_null(new.column("container")))
-    new = new.filter(pc.invert(pc.and_(is_gone, pc.is_in(new.column("recording_id"), value_set=ids))))
-    is_changed = pc.is_in(new.column("recording_id"), value_set=ids)
-    changed = new.filter(is_changed)
-    damages = _mended(new, newest)
-    if not changed.num_rows:
-        return _with_generation(new, [1] * new.num_rows, damages)
-    if on_change == "refuse":
-        row = changed.slice(0, 1).to_pylist()[0]
-        before = newest.filter(pc.equal(newest.column("recording_id"), row["recording_id"]))
-        more = f" (and {changed.num_rows - 1} more)" if changed.num_rows > 1 else ""
-        raise OutputError(
-            f"{row['uri']!r} has changed since it was planned in {output!r}: "
-            f"{_difference(before.slice(0, 1).to_pylist()[0], row)}{more}; plan what changed anew with "
-            "--on-change new, or name a new --output"
-        )
-    last = _last_generations(planned, changed.column("recording_id"))
-    generations = [last.get(name, 0) + 1 for name in new.column("recording_id").to_pylist()]
-    return _with_generation(new, generations, damages)
-
-
-def _mended(new: pa.Table, newest: pa.Table) -> list[str | None]:
-    """Of each new entry the item for the damage that its file had when it was planned, if it has none now."""
-    stands_for_all = pc.equal(newest.column("recording_id"), newest.column("uri"))
-    before = newest.filter(pc.and_(_is_damage(newest), stands_for_all))
-    if not before.num_rows:
-        return [None] * new.num_rows
-    uris, versions, fingerprints = (before.column(n).to_pylist() for n in ("uri", "version", "fingerprint"))
-    damages = dict(zip(uris, zip(versions, fingerprints, strict=True), strict=True))
-    for uri in new.filter(_is_damage(new)).column("uri").to_pylist():
-        damages.pop(uri, None)  # damaged again: that item takes the place of the one before
-    found = []
-    for uri, version in zip(new.column("uri").to_pylist(), new.column("version").to_pylist(), strict=True):
-        old_version, fingerprint = damages.get(uri, (version, None))
-        found.append(None if version == old_version else fingerprint)
-    return found
-
-
-def _is_damage(items: pa.Table) -> pa.ChunkedArray:
-    """Of each item whether it stands for what of its file could not be planned."""
-    return pc.fill_null(pc.match_substring(items.column("metadata"), DAMAGE_KEY), False)
-
-
-def _last_generations(planned: pa.Table, recording_ids: pa.ChunkedArray) -> dict[str, int]:
-    """The highest generation that each of these recordings is planned as."""
-    found = planned.filter(pc.is_in(planned.column("recording_id"), value_set=pc.unique(recording_ids)))
-    found = found.group_by("recording_id").aggregate([("generation", "max")])
-    return dict(
-        zip(found.column("recording_id").to_pylist(), found.column("generation_max").to_pylist(), strict=True)
-    )
-
-
-def _with_generation(
-    entries: pa.Table, generations: list[int], damages: Sequence[str | None] = ()
-) -> pa.Table:
-    """The entries with their generations, and with the fingerprints of their editions."""
-    if max(generations, default=1) > 1 or any(damages):
-        fingerprints = entries.column("fingerprint").to_pylist()
-        damages = damages or [None] * len(generations)
-        triples = zip(fingerprints, generations, damages, strict=True)
-        names = pa.array([fingerprint_of_edition(*triple) for triple in triples], pa.string())
-        entries = entries.set_column(entries.column_names.index("fingerprint"), "fingerprint", names)
-    return entries.append_column("generation", pa.array(generations, pa.int32()))
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = {"uri": "file", "byte_size": "size", "version": "version", "byte_offset": "place in the tar"}
-    names |= {"container": "container", "row": "row", "channel": "channel"}
-    changed = [key for key in names if old[key] != new[key]]
-    return (
-        ", ".join(f"{names[key]} {_shown(old[key])} -> {_shown(new[key])}" for key in changed)
-        or "its range, or what the manifest says of it"
-    )
-
-
 def _described(row: Mapping[str, Any]) -> str:
     start_s, end_s = row["start_s"], row["end_s"]
     part = "" if start_s is None else f" from {start_s:g} s" + ("" if end_s is None else f" to {end_s:g} s")
     return f"{row['uri']!r}{part} ({row['byte_size']} bytes)"
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, str) and value.startswith("mtime:") and value[6:].isdigit():
-        return f"mtime {datetime.fromtimestamp(int(value[6:]) / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
-    return str(value)

@@ -21,7 +21,17 @@ from w2v_ray.errors import OutputError
 from w2v_ray.parts import parquet_table
 from w2v_ray.schema import ITEM, SCHEMA_VERSION, TABLE_OF_TASK
 
-__all__ = ["claim_output", "job_of", "publish_plan", "read_job", "read_plans", "read_settings", "table_of"]
+__all__ = [
+    "check_claim",
+    "claim_output",
+    "job_fingerprint",
+    "job_of",
+    "publish_plan",
+    "read_job",
+    "read_plans",
+    "read_settings",
+    "table_of",
+]
 
 _PLAN_NAME = re.compile(r"plan-(\d{5,})\.parquet")
 _THREADS = 8
@@ -82,23 +92,17 @@ def claim_output(output: str, job: Mapping[str, Json], settings: Mapping[str, An
         OutputError: The folder holds something else, or the output of a job with other settings.
     """
     job = json.loads(json.dumps(job))
-    fingerprint = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = job_fingerprint(job)
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "job_fingerprint": fingerprint, "job": job}
     if settings is not None:
         record["settings"] = dict(settings)
     data = json.dumps(record, indent=2).encode()
     path = stores.join(output, "_plan", "job.json")
-    others = [name for name in stores.list_names(output) if not name.startswith((".", "_"))]
-    if others and not stores.exists(path):
-        raise OutputError(f"output {output!r} holds {others[0]!r} and no plan; name a new or empty folder")
+    _check_foreign(output, path)
     if stores.publish(path, data, root=output, exclusive=True):
         crash_point("plan.claimed")
         return fingerprint
-    old_job, old_version, _ = _read_record(path)
-    if old_version != SCHEMA_VERSION:
-        raise OutputError(
-            f"output {output!r} has schema version {old_version}, this is {SCHEMA_VERSION}; name a new output"
-        )
+    old_job = _check_version(output, path)
     if old_job == job:
         return fingerprint
     if not _plan_names(output):  # no run of the other job came further than its name
@@ -107,9 +111,44 @@ def claim_output(output: str, job: Mapping[str, Json], settings: Mapping[str, An
         if not _plan_names(output):  # it looks at this once more when it has planned
             return fingerprint
         stores.publish(path, old_data, root=output)
+    raise _other_job(output, old_job, job)
+
+
+def check_claim(output: str, job: Mapping[str, Json]) -> str:
+    """Sees that an output is this job's or can become it, as `claim_output` does, and writes nothing."""
+    job = json.loads(json.dumps(job))
+    path = stores.join(output, "_plan", "job.json")
+    if not stores.exists(path):
+        _check_foreign(output, path)
+    elif (old_job := _check_version(output, path)) != job and _plan_names(output):
+        raise _other_job(output, old_job, job)
+    return job_fingerprint(job)
+
+
+def job_fingerprint(job: Mapping[str, Json]) -> str:
+    """The name of a job with these settings."""
+    return hashlib.sha256(json.dumps(dict(job), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_foreign(output: str, path: str) -> None:
+    others = [name for name in stores.list_names(output) if not name.startswith((".", "_"))]
+    if others and not stores.exists(path):
+        raise OutputError(f"output {output!r} holds {others[0]!r} and no plan; name a new or empty folder")
+
+
+def _check_version(output: str, path: str) -> dict[str, Json]:
+    old_job, old_version, _ = _read_record(path)
+    if old_version != SCHEMA_VERSION:
+        raise OutputError(
+            f"output {output!r} has schema version {old_version}, this is {SCHEMA_VERSION}; name a new output"
+        )
+    return old_job
+
+
+def _other_job(output: str, old_job: Mapping[str, Json], job: Mapping[str, Json]) -> OutputError:
     keys = sorted(key for key in old_job.keys() | job.keys() if old_job.get(key) != job.get(key))
     changes = ", ".join(f"{key} {old_job.get(key)!r} -> {job.get(key)!r}" for key in keys)
-    raise OutputError(
+    return OutputError(
         f"output {output!r} belongs to a job with other settings ({changes}); use those, or name a new output"
     )
 

@@ -17,13 +17,16 @@ from w2v_ray.plan.planning import Plan, partition_key, plan_of
 __all__ = ["make_redecode_plan"]
 
 
-def make_redecode_plan(source: str, output: str, *, job: Mapping[str, records.Json]) -> Plan:
+def make_redecode_plan(
+    source: str, output: str, *, job: Mapping[str, records.Json], record: bool = True
+) -> Plan:
     """Plans the shards of a source that no plan of the output holds yet.
 
     Args:
         source: The output of a job that kept log-probabilities; what it has not published is left out.
         output: Folder or URL of one; it must be new, empty, or the output of the same job.
         job: The settings that decide what the rows are.
+        record: Whether the output is claimed and the plan written into it; else nothing is written.
 
     Raises:
         OutputError: The source kept none, or the output cannot be written or belongs to another job.
@@ -48,10 +51,13 @@ def make_redecode_plan(source: str, output: str, *, job: Mapping[str, records.Js
     job = dict(job) | {"redecodes": source_fingerprint}
     if (key := partition_key(source_job)) is not None:
         job["partition_by"] = key
-    records.claim_output(output, job)
+    if record:
+        records.claim_output(output, job)
+    else:
+        records.check_claim(output, job)
     planned, num_plans = records.read_plans(output)
     new = _unplanned(items, planned)
-    while new.num_rows and not records.publish_plan(output, new, num_plans + 1):
+    while record and new.num_rows and not records.publish_plan(output, new, num_plans + 1):
         planned, num_plans = records.read_plans(output)  # a faster run took that number
         new = _unplanned(items, planned)
     return plan_of(output, job, pa.concat_tables([planned, new]), num_new=new.num_rows)

@@ -7,7 +7,7 @@ and web addresses unless they are allowed.
 
 from w2v_ray.stores.listing import FileInfo, exists, info, list_files, list_glob, list_names
 from w2v_ray.stores.places import canonical, is_local, join, local_path, place_named_in, refusal
-from w2v_ray.stores.publishing import check_writable, publish, remove
+from w2v_ray.stores.publishing import check_place, check_writable, publish, remove
 from w2v_ray.stores.ranges import local_head, open_range, read_bytes, read_range
 from w2v_ray.stores.requests import explain, in_use, use
 from w2v_ray.stores.unfinished import remove_unfinished
@@ -15,6 +15,7 @@ from w2v_ray.stores.unfinished import remove_unfinished
 __all__ = [
     "FileInfo",
     "canonical",
+    "check_place",
     "check_writable",
     "exists",
     "explain",

@@ -14,7 +14,7 @@ from w2v_ray.stores.places import is_read_only, join, refusal, split
 from w2v_ray.stores.requests import call, explain
 from w2v_ray.stores.unfinished import unfinished_name
 
-__all__ = ["check_writable", "publish", "remove"]
+__all__ = ["check_place", "check_writable", "publish", "remove"]
 
 
 def publish(path: str, data: bytes, *, root: str | None = None, exclusive: bool = False) -> bool:
@@ -74,22 +74,50 @@ def check_writable(output: str) -> None:
     Raises:
         OutputError: The place is refused, is a file, or cannot be written.
     """
-    reason = refusal(output)
+    _check(output, _refusal_to_write(output))
+    protocol, _ = split(output)
+    probe = join(output, "_tmp", unfinished_name("writable") if protocol == "file" else "writable")
+    try:
+        publish(probe, b"w2v_ray", root=output)
+        if protocol == "file":  # elsewhere the right to delete is not needed
+            remove(probe)
+    except OutputError as error:
+        _check(output, f"cannot be written ({explain(error.__cause__ or error)}); name a folder that can")
+
+
+def check_place(output: str) -> None:
+    """Sees that ``output`` may be an output, as far as that can be told without writing.
+
+    Raises:
+        OutputError: The place is refused, is a file or lies below one, or the folder is closed to this user.
+    """
+    _check(output, _refusal_to_write(output))
+    protocol, path = split(output)
+    if protocol != "file":
+        return
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    if not os.path.isdir(path):
+        _check(output, f"lies below the file {path!r}; name a folder")
+    if not os.access(path, os.W_OK | os.X_OK):
+        _check(output, f"cannot be written ({path!r} is closed to this user); name a folder that can")
+
+
+def _refusal_to_write(output: str) -> str | None:
+    """Why nothing can be written there, as the end of a sentence, as far as the name tells."""
     protocol, path = split(output)
     if is_read_only(output):
-        reason = "is a web address, where nothing is written; name a folder or a store"
-    if reason is None and protocol == "memory":
-        reason = "is memory, which worker processes do not share; name a folder or a store"
-    if reason is None and protocol == "file" and os.path.exists(path) and not os.path.isdir(path):
-        reason = "is a file; name a folder"
-    if reason is None:
-        probe = join(output, "_tmp", unfinished_name("writable") if protocol == "file" else "writable")
-        try:
-            publish(probe, b"w2v_ray", root=output)
-            if protocol == "file":  # elsewhere the right to delete is not needed
-                remove(probe)
-        except OutputError as error:
-            reason = f"cannot be written ({explain(error.__cause__ or error)}); name a folder that can"
+        return "is a web address, where nothing is written; name a folder or a store"
+    if (reason := refusal(output)) is not None:
+        return reason
+    if protocol == "memory":
+        return "is memory, which worker processes do not share; name a folder or a store"
+    if protocol == "file" and os.path.exists(path) and not os.path.isdir(path):
+        return "is a file; name a folder"
+    return None
+
+
+def _check(output: str, reason: str | None) -> None:
     if reason is not None:
         raise OutputError(f"output {output!r} {reason}")
 
