@@ -170,7 +170,8 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
     changes = {
         name
         for name, value in other.items()
-        if name != "reference_batch" and replace(one, **{name: value}).fingerprint_fields() != one.fingerprint_fields()
+        if name != "reference_batch"
+        and replace(one, **{name: value}).fingerprint_fields() != one.fingerprint_fields()
     }
     assert changes == {
         *("model", "revision", "attn_implementation", "dtype"),

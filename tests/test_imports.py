@@ -90,8 +90,8 @@ cli_output -> console errors output
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
-cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm cli_output
-cli        -> config console console_demo demo errors job job_file pipeline plan w2v_ray
+cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm
+cli        -> cli_output config console console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
