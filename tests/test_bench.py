@@ -146,30 +146,21 @@ def test_a_search_and_embeddings_are_measured_as_well(
     assert (found["decoder"], found["text_decoders"]) == ("none", 0)
 
 
-class _CountingEncoder:
-    """An encoder that counts for itself what it computes."""
-
-    def __init__(self, stats: dict[str, float]) -> None:
-        self.stats = dict.fromkeys(stats, 1.0)
-        self._more = stats
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        for name, more in self._more.items():
-            self.stats[name] += more
-        return table
-
-
-@pytest.mark.parametrize("padded_s", [125.0, 25.0])  # all that was computed, or the padding alone
-def test_an_encoder_that_counts_for_itself_is_asked(padded_s: float, tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize(("options", "share"), [({}, 0.0), ({"reference_batch": 2}, 2 / 6)])
+def test_padding_is_what_the_encoder_counts(
+    options: dict[str, Any], share: float, tiny_checkpoint: Path
+) -> None:
     from w2v_ray.benchmark.encoder import EncoderBench
     from w2v_ray.heads import find_heads
 
-    job = JobConfig(inputs=("a",), output="b", model=str(tiny_checkpoint), device="cpu", encoder_threads=1)
+    model = str(tiny_checkpoint)
+    job = JobConfig(inputs=("a",), output="b", model=model, device="cpu", encoder_threads=1, **options)
     with EncoderBench(job, find_heads(job, job.model)) as bench:
-        bench._encode = _CountingEncoder({"batches": 7, "audio_s": 100.0, "padded_s": padded_s})
-        second = np.zeros(16_000, np.float32).tobytes()
-        bench(pa.table({"samples": pa.array([second], pa.large_binary()), "error": pa.nulls(1)}))
-        assert bench._padding() == (7, pytest.approx(0.2))
+        waves = [np.zeros(seconds * 16_000, np.float32).tobytes() for seconds in (1, 3)]
+        table = pa.table({"samples": pa.array(waves, pa.large_binary()), "error": pa.nulls(2)})
+        for _ in range(2):
+            bench(table)
+        assert (bench._num_batches, bench._padding_share) == (1, pytest.approx(share))
 
 
 def tones(folder: Path, lengths: dict[str, float]) -> Path:

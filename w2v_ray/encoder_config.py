@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 from w2v_ray.decoder_config import check_choice, check_range
 from w2v_ray.errors import ConfigError
@@ -15,6 +14,7 @@ __all__ = [
     "DTYPES",
     "ENCODER_BOUNDS",
     "ENCODER_CHOICES",
+    "ENCODER_FIELDS",
     "NORMALIZE",
     "EncoderConfig",
     "check_encoder",
@@ -34,25 +34,6 @@ ENCODER_BOUNDS: dict[str, tuple[float, float]] = {
     "stride_length_s": (0, 150),
 }
 """By setting, the bounds of its value."""
-
-
-class _Settings(Protocol):
-    @property
-    def attn_implementation(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def max_batch_seconds(self) -> float | None: ...
-    @property
-    def deterministic(self) -> bool: ...
-    @property
-    def reference_batch(self) -> int | None: ...
-    @property
-    def chunk_length_s(self) -> float | None: ...
-    @property
-    def stride_length_s(self) -> float | Sequence[float] | None: ...
-    @property
-    def normalize(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,18 +77,25 @@ class EncoderConfig(HeadConfig):
     def encoder_fields(self) -> dict[str, Any]:
         """The settings of the encoder that decide what the rows are, most of them where they were changed."""
         always = ("attn_implementation", "dtype")
-        own = {field.name for field in fields(EncoderConfig)} - {field.name for field in fields(HeadConfig)}
         return {name: getattr(self, name) for name in always} | {
             field.name: value
             for field in fields(EncoderConfig)
             # How much is encoded at once changes roundings alone.
-            if field.name in own - {*always, "max_batch_seconds"}
+            if field.name in ENCODER_FIELDS
+            and field.name not in (*always, "max_batch_seconds")
             and (value := getattr(self, field.name)) != field.default
         }
 
 
-def check_encoder(config: _Settings) -> None:
+ENCODER_FIELDS = tuple(field.name for field in fields(EncoderConfig) if field not in fields(HeadConfig))
+"""The settings that are of the encoder and not of its heads."""
+
+
+def check_encoder(config: Any) -> None:
     """Checks the settings of an encoder.
+
+    Args:
+        config: Anything that has all of ``ENCODER_FIELDS``.
 
     Raises:
         ConfigError: One is out of bounds, or two do not go together.
@@ -127,7 +115,7 @@ def check_encoder(config: _Settings) -> None:
     _check_strides(config)
 
 
-def _check_strides(config: _Settings) -> None:
+def _check_strides(config: Any) -> None:
     stride_s, chunk_s = config.stride_length_s, config.chunk_length_s
     if chunk_s is None:
         for name, value, default in (

@@ -96,17 +96,10 @@ def build(
     )
     segment = partial(SegmentAudio, segmentation)
     heads = find_heads(job, job.model, revision=job.revision)
-    encode = EncodeConfig(
+    encode = EncodeConfig.of(
+        job,
         heads=heads,
         device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
-        attn_implementation=job.attn_implementation,
-        dtype=job.dtype,
-        max_batch_seconds=job.max_batch_seconds,
-        deterministic=job.deterministic,
-        reference_batch=job.reference_batch,
-        chunk_length_s=job.chunk_length_s,
-        stride_length_s=job.stride_length_s,
-        normalize=job.normalize,
         num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
     )
     results = [config for head in heads for config in _results(job, head, pools)]

@@ -45,17 +45,10 @@ class EncoderBench:
             self.num_threads = job.encoder_threads or max(1, (os.cpu_count() or 1) // self.num_encoders)
         self._job, self._heads = job, heads
         self._threads_before = torch.get_num_threads()
-        self._lengths: list[int] = []
-        self._batches: list[list[int]] = []
-        self._stats: dict[str, float] = {}
-        config = EncodeConfig(
-            heads=tuple(heads),
-            device=str(self.device),
-            attn_implementation=job.attn_implementation,
-            dtype=job.dtype,
-            num_threads=self.num_threads,
+        self._num_batches, self._padding_share = 0, 0.0
+        self._encode = Encode(
+            EncodeConfig.of(job, heads=heads, device=str(self.device), num_threads=self.num_threads)
         )
-        self._encode = Encode(config, before=self._count)
 
     def __enter__(self) -> Self:
         return self
@@ -66,26 +59,14 @@ class EncoderBench:
         torch.set_num_threads(self._threads_before)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        self._lengths, self._batches = _lengths(table), []
-        before = dict(getattr(self._encode, "stats", {}))
+        before = dict(self._encode.stats)
         encoded = self._encode(table)
-        after = getattr(self._encode, "stats", {})
-        self._stats = {name: after[name] - before[name] for name in after}
+        batches, audio_s, padded_s = (
+            self._encode.stats[name] - before[name] for name in ("batches", "audio_s", "padded_s")
+        )
+        self._num_batches = int(batches)
+        self._padding_share = padded_s / (padded_s + audio_s) if audio_s else 0.0
         return encoded
-
-    def _count(self, rows: Sequence[int]) -> None:
-        self._batches.append([self._lengths[row] for row in rows])
-
-    def _padding(self) -> tuple[int, float]:
-        """Batches of the last call, and the share of padding in what it computed."""
-        if self._stats:
-            audio_s, computed_s = self._stats["audio_s"], self._stats["padded_s"]
-            if computed_s < audio_s:  # the padding alone
-                computed_s += audio_s
-            return int(self._stats["batches"]), 1 - audio_s / computed_s
-        # A batch is as long as its longest segment.
-        computed = sum(max(lengths) * len(lengths) for lengths in self._batches)
-        return len(self._batches), 1 - sum(map(sum, self._batches)) / computed
 
     def repeated(self, table: pa.Table, audio_s: float) -> pa.Table:
         """The table as often as a GPU needs it to be as busy as in a job; on a CPU once."""
@@ -107,11 +88,10 @@ class EncoderBench:
     def report(self, timing: StageReport, table: pa.Table) -> EncoderReport:
         """What became of the time in which a table was encoded, beside what the device can do."""
         flops = _flops(self._job, self._heads, _lengths(table))
-        achieved, peak = flops / timing.busy_s, peak_flops(self.device, getattr(torch, self._job.dtype))
-        num_batches, padding = self._padding()
+        achieved, peak = flops / timing.busy_s, peak_flops(self.device, self._job.dtype)
         return EncoderReport(
-            num_batches=num_batches,
-            padding_share=padding,
+            num_batches=self._num_batches,
+            padding_share=self._padding_share,
             flop_per_audio_s=flops / timing.audio_s,
             achieved_flops=achieved,
             peak_flops=peak,

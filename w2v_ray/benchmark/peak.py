@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from w2v_ray.models.products import make_product
+
 __all__ = ["device_bytes", "device_name", "peak_flops", "process_bytes"]
 
 _SMALLEST, _LARGEST = 256, 8192
@@ -16,18 +18,23 @@ _LONG_ENOUGH_S = {"cpu": 0.05, "cuda": 0.005}  # a product that takes this long 
 _REPEATS = 4
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in the fastest of several products of square matrices, as threads are set now."""
+def peak_flops(device: torch.device, dtype: str) -> float:
+    """Operations a second in the fastest of several products of square matrices, as threads are set now.
+
+    They are the products that the encoder uses; those of int8 scale their rows, as there.
+    """
+    is_bytes = dtype == "int8"
+    kept = torch.float32 if is_bytes else getattr(torch, dtype)
     best, size, seconds = 0.0, _SMALLEST, 0.0
     while size <= _LARGEST and seconds < _LONG_ENOUGH_S[device.type]:
-        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, device=device, dtype=dtype)
-        torch.mm(left, right, out=out)  # the first one chooses a kernel
+        left, right = (torch.randn(size, size, device=device).to(kept) for _ in range(2))
+        multiply = make_product(right, None, int8=is_bytes)
+        multiply(left)  # the first one chooses a kernel
         times = []
         for _ in range(_REPEATS):
             _wait(device)
             began = time.perf_counter()
-            torch.mm(left, right, out=out)
+            multiply(left)
             _wait(device)
             times.append(time.perf_counter() - began)
         seconds = min(times)

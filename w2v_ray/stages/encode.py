@@ -194,7 +194,7 @@ class Encode:
             if self._before is not None:
                 self._before(rows)
             ahead = todo[: self._num_next([len(waves[row]) for row in todo])]
-            self._ahead = [waves[row] for row in ahead]
+            self._ahead = [waves[row] for row in ahead if self._window_for(waves[row]) is None]
             batch = [waves[row] for row in rows]
             yield from zip(rows, self._encode(batch), strict=True)
             self._count(batch)

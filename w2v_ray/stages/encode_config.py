@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from w2v_ray.encoder_config import check_encoder
+from w2v_ray.encoder_config import ENCODER_FIELDS, EncoderConfig, check_encoder
 from w2v_ray.errors import ConfigError
 from w2v_ray.heads import Head
 
@@ -44,6 +45,14 @@ class EncodeConfig:
     """Whether each window is normalized by itself, as pipelines do ("chunk"), or the whole ("segment")."""
     num_threads: int | None = None
     """CPU threads of torch; None: leave torch's default."""
+
+    @classmethod
+    def of(
+        cls, settings: EncoderConfig, *, heads: Sequence[Head], device: str, num_threads: int | None
+    ) -> Self:
+        """What a job's settings of the encoder ask for."""
+        shared = {name: getattr(settings, name) for name in ENCODER_FIELDS}
+        return cls(heads=tuple(heads), device=device, num_threads=num_threads, **shared)
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.heads):
