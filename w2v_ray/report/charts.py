@@ -1,0 +1,354 @@
+"""Charts as inline SVG, made without a script.
+
+They have no view box: places across are percentages, so that a chart is as wide as there is room and its
+text keeps its size. Colours are classes of the page's style, which the two themes give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from markupsafe import Markup
+
+from w2v_ray.report.distributions import Distribution
+from w2v_ray.report.embedding_map import EmbeddingMap
+from w2v_ray.report.runs import Drift, Throughput
+from w2v_ray.report.wording import bar_range, count_text, percent, short, visible
+
+__all__ = ["bar", "drift_lines", "embedding_map", "histogram", "throughput_lines", "ticks"]
+
+_HEIGHT = 190
+_TOP, _BOTTOM = 22, 24  # room for the first label, and for those of the axis
+_MAP_RATIO = 4 / 3  # as the style has it
+_MAP_SHARE = 0.94  # of the room, so that no mark is cut
+
+
+def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: str) -> Markup:
+    """How many values lie where, with a line at the median.
+
+    Args:
+        name: What ids in the page begin with.
+        found: The values.
+        title: What they are.
+        unit: Of the values; empty for shares.
+        noun: What has such a value, such as ``segment``.
+    """
+    bins = found.bins
+    top = ticks(max(bin_.count for bin_ in bins), 3)[-1]
+    slot = 100 / len(bins)
+    parts = [_grid(top, lambda value: f"{value:,.0f}")]
+    for place, bin_ in enumerate(bins):
+        height = (_HEIGHT - _TOP - _BOTTOM) * bin_.count / top
+        if bin_.count:
+            height = max(height, 1.0)
+        label = f"{bar_range(bin_.start, bin_.end, unit)}: {count_text(bin_.count, noun)}"
+        parts.append(
+            Markup('<g><title>{}</title><rect class="hit" x="{}%" y="{}" width="{}%" height="{}"/>').format(
+                label, _n(place * slot), _TOP, _n(slot), _HEIGHT - _TOP - _BOTTOM
+            )
+            + Markup('<rect class="bar" x="{}%" y="{}" width="{}%" height="{}"/></g>').format(
+                _n((place + 0.06) * slot), _n(_HEIGHT - _BOTTOM - height), _n(0.88 * slot), _n(height)
+            )
+        )
+    start, width = bins[0].start, bins[0].end - bins[0].start if bins[0].end is not None else 1.0
+
+    def across(value: float) -> float:
+        return (value - start) / width * slot
+
+    last = start + len(bins) * width
+    parts.append(_x_axis([(across(value), f"{value:,g}") for value in ticks_between(start, last, 6)], unit))
+    middle = across(found.p50)
+    anchor = "end" if middle > 60 else "start"
+    parts.append(
+        Markup('<line class="mark" x1="{0}%" x2="{0}%" y1="{1}" y2="{2}"/>').format(
+            _n(middle), _TOP - 8, _HEIGHT - _BOTTOM
+        )
+        + Markup('<text class="marked" x="{}%" dx="{}" y="{}" text-anchor="{}">median {}</text>').format(
+            _n(middle), -5 if anchor == "end" else 5, _TOP - 8, anchor, _value(found.p50, unit)
+        )
+    )
+    described = (
+        f"Histogram of {count_text(found.count, noun)}. Median {_value(found.p50, unit)}, mean "
+        f"{_value(found.mean, unit)}, 80% between {_value(found.p10, unit)} and {_value(found.p90, unit)}, "
+        f"all between {_value(found.min, unit)} and {_value(found.max, unit)}."
+    )
+    rows = [
+        (bar_range(bin_.start, bin_.end, unit), f"{bin_.count:,}", percent(bin_.count / found.count))
+        for bin_ in bins
+    ]
+    head = (title, f"{noun}s", "share")
+    return _figure(name, title, described, Markup("").join(parts), _table(head, rows))
+
+
+def throughput_lines(name: str, found: Throughput, *, title: str) -> Markup:
+    """How fast each stage was over time."""
+    most = max((rate for rates in found.rates.values() for rate in rates), default=0.0) or 1.0
+    top = ticks(most, 3)[-1]
+    number = max(map(len, found.rates.values()), default=1)
+    end_s = found.interval_s * number
+    parts = [_grid(top, lambda value: f"{value:,g}×")]
+    lines = []
+    for place, rates in enumerate(found.rates.values()):
+        path = _path([((n + 0.5) / len(rates) * 1000, 1 - rate / top) for n, rate in enumerate(rates)])
+        lines.append(Markup('<path class="line s{}" d="{}"/>').format(place % 8, path))
+    parts.append(_stretched(lines))
+    minutes = end_s >= 300
+    scale, unit = (60.0, "min") if minutes else (1.0, "s")
+    places = [(value * scale / end_s * 100, f"{value:,g}") for value in ticks_between(0, end_s / scale, 6)]
+    parts.append(_x_axis(places, unit))
+    means = {stage: sum(rates) / len(rates) for stage, rates in found.rates.items()}
+    described = "Seconds of audio per second over the time of the run. Mean by stage: " + ", ".join(
+        f"{stage} {mean:,.1f}" for stage, mean in means.items()
+    )
+    rows = [
+        (
+            f"{n * found.interval_s / scale:,.1f} {unit}",
+            *(f"{rates[n]:,.1f}" for rates in found.rates.values()),
+        )
+        for n in range(number)
+    ]
+    legend = _legend([(f"s{place % 8}", stage) for place, stage in enumerate(found.rates)])
+    table = _table(("from", *found.rates), rows)
+    return _figure(name, title, described + ".", Markup("").join(parts), table, legend=legend)
+
+
+def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
+    """A number over runs, with a band of what was there before the last one.
+
+    Args:
+        name: What ids in the page begin with.
+        found: The number.
+        shown: The value of each point as text.
+    """
+    points = found.points
+    highest = max(max(point.value, point.high or 0.0) for point in points)
+    lowest = min(min(point.value, point.value if point.low is None else point.low) for point in points)
+    lowest = 0.0 if lowest < 0.6 * highest else lowest
+    room = (highest - lowest) or abs(highest) or 1.0
+    base, span = max(lowest - 0.08 * room, 0.0) if lowest else 0.0, 0.0
+    span = highest + 0.08 * room - base
+    height = 110
+
+    def y(value: float) -> float:
+        return 1 - (value - base) / span
+
+    def x(place: int) -> float:
+        return 3 + 94 * place / (len(points) - 1)
+
+    layers = []
+    if all(point.low is not None and point.high is not None for point in points):
+        upper = [(x(n) * 10, y(point.high or 0.0)) for n, point in enumerate(points)]
+        lower = [(x(n) * 10, y(point.low or 0.0)) for n, point in enumerate(points)]
+        layers.append(Markup('<path class="band" d="{}Z"/>').format(_path([*upper, *reversed(lower)])))
+    line = _path([(x(n) * 10, y(point.value)) for n, point in enumerate(points)])
+    layers.append(Markup('<path class="line s0" d="{}"/>').format(line))
+    parts = [_stretched(layers, top=6, height=height - 12)]
+    if found.earlier is not None:
+        low, high = (6 + y(value) * (height - 12) for value in (found.earlier[0], found.earlier[2]))
+        parts.insert(
+            0,
+            Markup('<rect class="usual" x="0" width="100%" y="{}" height="{}"/>').format(
+                _n(high), _n(max(low - high, 1.0))
+            ),
+        )
+    for place, point in enumerate(points):
+        is_last = place == len(points) - 1
+        parts.append(
+            Markup('<circle class="{}" cx="{}%" cy="{}" r="{}"><title>{}: {}</title></circle>').format(
+                "dot last outside" if is_last and found.is_outside else "dot last" if is_last else "dot",
+                _n(x(place)),
+                _n(6 + y(point.value) * (height - 12)),
+                4.5 if is_last else 2.5,
+                point.started_at,
+                shown[place],
+            )
+        )
+    described = f"{found.name} over {count_text(len(points), 'run')}, the last {shown[-1]}."
+    rows = [(point.started_at, text) for point, text in zip(points, shown, strict=True)]
+    table = _table(("run started", found.name), rows)
+    return _figure(name, found.name, described, Markup("").join(parts), table, height=height)
+
+
+def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
+    """Points on two axes of one scale, a mark and a colour for each group."""
+    across = _MAP_SHARE / 2
+    wide = max((abs(point.x) for point in found.points), default=1.0) or 1.0
+    tall = max((abs(point.y) for point in found.points), default=1.0) or 1.0
+    scale = across / max(wide, tall * _MAP_RATIO)  # of the width, for a unit of both axes
+    marks = [
+        Markup('<use class="{}" href="#mark-{}" x="{}%" y="{}%"><title>{}</title></use>').format(
+            "g-none" if point.group is None else f"g{point.group}",
+            "none" if point.group is None else point.group,
+            _n(50 + 100 * scale * point.x),
+            _n(50 - 100 * scale * _MAP_RATIO * point.y),
+            (f"{visible(found.groups[point.group][0], most=60)}: " if point.group is not None else "")
+            + short(point.name, most=80),
+        )
+        for point in sorted(found.points, key=lambda point: point.group is not None)
+    ]
+    axes = Markup(
+        '<line class="grid" x1="50%" x2="50%" y1="0" y2="100%"/>'
+        '<line class="grid" x1="0" x2="100%" y1="50%" y2="50%"/>'
+    )
+    described = (
+        f"{count_text(len(found.points), 'embedding')} on the first two principal components, which show "
+        f"{percent(sum(found.explained))} of their variance."
+    )
+    rows = []
+    for place, (group, count) in enumerate(found.groups):
+        own = [point for point in found.points if point.group == place]
+        centre = [sum(point[axis] for point in own) / len(own) for axis in (0, 1)]
+        rows.append((visible(group, most=60), f"{count:,}", f"{centre[0]:.2f}", f"{centre[1]:.2f}"))
+    table = _table(("group", "points", "mean across", "mean up"), rows) if rows else Markup("")
+    entries = [
+        (f"g{n}", f"{visible(group, most=40)} ({count:,})") for n, (group, count) in enumerate(found.groups)
+    ]
+    rest = found.num_in_others + found.num_ungrouped
+    if entries and rest:
+        others = f"{count_text(found.num_other_groups, 'other group')}, or " if found.num_other_groups else ""
+        what = f"{others}none"
+        entries.append(("g-none", f"{what} ({rest:,})"))
+    legend = _legend(entries, marks=True) if entries else Markup("")
+    body = axes + Markup("").join(marks)
+    return _figure(name, title, described, body, table, legend=legend, kind="map")
+
+
+def bar(share: float, *, kind: str = "") -> Markup:
+    """A bar in the cell of a table, next to the number it shows."""
+    return Markup(
+        '<svg class="cell" aria-hidden="true" width="100%" height="10">'
+        '<rect class="track" width="100%" height="10"/>'
+        '<rect class="bar {}" width="{}%" height="10"/></svg>'
+    ).format(kind, _n(100 * min(max(share, 0.0), 1.0)))
+
+
+def ticks(most: float, number: int) -> list[float]:
+    """Round numbers from 0 up to at least ``most``, about as many as ``number``."""
+    step = _step(most / number)
+    return [step * place for place in range(math.ceil(most / step - 1e-9) + 1)]
+
+
+def ticks_between(start: float, end: float, number: int) -> list[float]:
+    """Round numbers from ``start`` to ``end``, at most ``number`` of them."""
+    step = _step((end - start) / number)
+    first = math.ceil(start / step - 1e-9)
+    return [round(step * place, 9) for place in range(first, math.floor(end / step + 1e-9) + 1)]
+
+
+def _step(least: float) -> float:
+    scale = 10 ** math.floor(math.log10(least)) if least > 0 else 1.0
+    return float(next(nice * scale for nice in (1, 2, 5, 10) if nice * scale >= least * (1 - 1e-9)))
+
+
+def _grid(top: float, text: object) -> Markup:
+    assert callable(text)
+    parts = []
+    for value in ticks(top, 3)[1:]:
+        y = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * value / top
+        parts.append(
+            Markup(
+                '<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
+                '<text class="tick" x="0" y="{1}">{2}</text>'
+            ).format(_n(y), _n(y - 4), text(value))
+        )
+    parts.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM))
+    return Markup("").join(parts)
+
+
+def _x_axis(places: Iterable[tuple[float, str]], unit: str) -> Markup:
+    parts = []
+    places = list(places)
+    for number, (across, text) in enumerate(places):
+        is_last = number == len(places) - 1
+        anchor = "start" if across < 3 else "end" if across > 94 else "middle"
+        parts.append(
+            Markup('<text class="tick" x="{}%" y="{}" text-anchor="{}">{}</text>').format(
+                _n(across), _HEIGHT - 8, anchor, f"{text} {unit}" if is_last and unit else text
+            )
+        )
+    return Markup("").join(parts)
+
+
+def _stretched(
+    paths: Iterable[Markup], *, top: float = _TOP, height: float = _HEIGHT - _TOP - _BOTTOM
+) -> Markup:
+    """Paths 1000 wide and 1 high, stretched over the chart."""
+    return Markup(
+        '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1" preserveAspectRatio="none" '
+        'overflow="visible">{}</svg>'
+    ).format(top, height, Markup("").join(paths))
+
+
+def _path(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.4f}" for x, y in points)
+
+
+def _legend(entries: Sequence[tuple[str, str]], *, marks: bool = False) -> Markup:
+    parts = []
+    for kind, text in entries:
+        if marks:
+            mark = kind.removeprefix("g").removeprefix("-")
+            sample = Markup('<use class="{}" href="#mark-{}" x="8" y="8"/>').format(kind, mark)
+        else:
+            sample = Markup('<line class="line {}" x1="0" x2="16" y1="8" y2="8"/>').format(kind)
+        parts.append(
+            Markup('<li><svg aria-hidden="true" width="16" height="16">{}</svg> {}</li>').format(sample, text)
+        )
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(parts))
+
+
+def _figure(
+    name: str,
+    title: str,
+    described: str,
+    body: Markup,
+    table: Markup,
+    *,
+    legend: Markup = Markup(""),
+    height: int = _HEIGHT,
+    kind: str = "",
+) -> Markup:
+    size = Markup("") if kind == "map" else Markup(' height="{}"').format(height)
+    more = Markup('<details><summary>Numbers<span class="unseen"> of {}</span></summary>{}</details>').format(
+        title, table
+    )
+    return Markup(
+        '<figure class="chart {kind}"><figcaption>{title}</figcaption>{legend}'
+        '<svg role="img" width="100%"{size} aria-labelledby="{name}-title {name}-desc">'
+        '<title id="{name}-title">{title}</title><desc id="{name}-desc">{described}</desc>{body}</svg>'
+        "{more}</figure>"
+    ).format(
+        kind=kind,
+        title=title,
+        legend=legend,
+        size=size,
+        name=name,
+        described=described,
+        body=body,
+        more=more if table else "",
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+    columns = Markup("").join(Markup('<th scope="col">{}</th>').format(text) for text in head)
+    body = Markup("").join(
+        Markup('<tr><th scope="row">{}</th>{}</tr>').format(
+            first, Markup("").join(Markup("<td>{}</td>").format(text) for text in rest)
+        )
+        for first, *rest in rows
+    )
+    return Markup(
+        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="numbers">'
+        "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+    ).format(head[0], columns, body)
+
+
+def _value(number: float, unit: str) -> str:
+    digits = 2 if abs(number) < 10 else 1
+    return f"{number:,.{digits}f} {unit}".rstrip()
+
+
+def _n(number: float) -> str:
+    """A number in as few characters as do."""
+    return f"{number:.2f}".rstrip("0").rstrip(".")

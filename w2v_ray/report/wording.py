@@ -1,0 +1,90 @@
+"""Numbers as people say them, with their units, and text that shows what it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+__all__ = [
+    "bar_range",
+    "bytes_text",
+    "count_text",
+    "hours",
+    "listed",
+    "percent",
+    "seconds_text",
+    "short",
+    "visible",
+]
+
+_JOINERS = "\u200c\u200d"  # which shape letters of some scripts, and hide nothing
+_NAME_PARTS = 2
+
+
+def hours(seconds: float) -> str:
+    """A length of audio: "48.2 s", "12 min 30 s", "3 h 12 min", "1,204 h"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    whole, minutes = divmod(round(seconds / 60), 60)
+    if whole >= 100:
+        return f"{seconds / 3600:,.0f} h"
+    return f"{whole} h {minutes} min" if minutes else f"{whole} h"
+
+
+def seconds_text(seconds: float) -> str:
+    """A short time with the digits that matter: "0.32 s", "12.5 s"."""
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s" if seconds < 100 else hours(seconds)
+
+
+def count_text(number: int, noun: str, plural: str | None = None) -> str:
+    """A number of things: "1 segment", "2,000 segments"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def percent(share: float | None, *, digits: int = 1) -> str:
+    """A share as a percentage; a dash where it is not known."""
+    if share is None:
+        return "–"
+    text = f"{share:.{digits}%}"
+    return f"<{10**-digits:.{digits}f}%" if share and float(text[:-1]) == 0 else text
+
+
+def bytes_text(number: float) -> str:
+    """A number of bytes: "12.3 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def bar_range(start: float, end: float | None, unit: str = "") -> str:
+    """What a bin holds: "2 to 3 s", "30 s and more"."""
+    unit = f" {unit}" if unit else ""
+    return f"{start:,g}{unit} and more" if end is None else f"{start:,g} to {end:,g}{unit}"
+
+
+def listed(texts: Sequence[str]) -> str:
+    """A list in a sentence: "a", "a and b", "a, b and c"."""
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1] if texts else ""
+
+
+def short(name: str, *, most: int = 60) -> str:
+    """The end of a path or URL, which tells recordings apart."""
+    parts = visible(name).rsplit("/", _NAME_PARTS)
+    text = "/".join(parts[-_NAME_PARTS:]) if len(parts) > _NAME_PARTS else "/".join(parts)
+    return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def visible(text: str, *, most: int | None = None) -> str:
+    """Text in which nothing is hidden or turns the order of letters; cut after ``most`` characters."""
+    if most is not None and len(text) > most:
+        text = text[:most] + "…"
+    text = re.sub(r"\s+", " ", text)
+    return "".join(
+        char if char.isprintable() or char in _JOINERS else char.encode("unicode_escape").decode()
+        for char in text
+    )
