@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from w2v_ray.metrics import WordErrors, bootstrap_interval, word_errors
 from w2v_ray.report.distributions import Bin
@@ -107,13 +108,14 @@ class Scoring:
 
     def add(self, rows: pa.Table) -> None:
         """Compares the recordings of a table that has all rows of each."""
-        names = ("recording_id", "start_s", "text", "duration_s", "words", "metadata")
+        names = ("recording_id", "start_s", "text", "duration_s", "metadata")
+        columns = (rows.column(name).to_pylist() for name in names)
         by_recording: dict[str, list[tuple[Any, ...]]] = {}
-        for row in zip(*(rows.column(name).to_pylist() for name in names), strict=True):
+        for row in zip(*columns, *_sure(rows.column("words")), strict=True):
             by_recording.setdefault(row[0], []).append(row)
         for recording_id, found in by_recording.items():
             found.sort(key=lambda row: row[1])
-            metadata = found[0][-1]
+            metadata = found[0][4]
             if self._references is None:
                 reference = metadata_value(metadata, self._text_key)
             else:
@@ -121,13 +123,13 @@ class Scoring:
             if reference is None:
                 self._num_without += 1
                 continue
-            sure = [word["confidence"] for row in found for word in row[4] or []]
+            num_words = sum(row[5] for row in found)
             self._compare(
                 recording_id,
                 " ".join(reference.split()),
                 " ".join(" ".join(row[2] or "" for row in found).split()),
                 seconds=sum(row[3] or 0.0 for row in found),
-                confidence=float(np.mean(sure)) if sure else None,
+                confidence=sum(row[6] for row in found) / num_words if num_words else None,
                 speaker=metadata_value(metadata, self._speaker_key) if self._speaker_key else None,
             )
 
@@ -222,6 +224,14 @@ class _Groups:
         ]
         kept = [place for place, group in enumerate(found) if group.num_recordings]
         return tuple(found[kept[0] : kept[-1] + 1]) if kept else ()
+
+
+def _sure(words: pa.ChunkedArray) -> tuple[list[int], list[float]]:
+    """Of each row how many words it has, and the sum of their confidences."""
+    lengths = pc.fill_null(pc.list_value_length(words), 0).to_numpy()
+    confidences = pc.struct_field(pc.list_flatten(words), "confidence").cast(pa.float64()).to_numpy()
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return lengths.tolist(), np.bincount(rows, np.nan_to_num(confidences), len(lengths)).tolist()
 
 
 def metadata_value(text: str | None, key: str) -> str | None:

@@ -7,7 +7,7 @@ text keeps its size. Colours are classes of the page's style, which the two them
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -16,12 +16,14 @@ from w2v_ray.report.embedding_map import EmbeddingMap
 from w2v_ray.report.runs import Drift, Throughput
 from w2v_ray.report.wording import bar_range, count_text, percent, short, visible
 
-__all__ = ["bar", "drift_lines", "embedding_map", "histogram", "throughput_lines", "ticks"]
+__all__ = ["bar", "drift_lines", "embedding_map", "histogram", "throughput_areas", "ticks"]
 
-_HEIGHT = 190
+_HEIGHT, _SMALL = 190, 130
 _TOP, _BOTTOM = 22, 24  # room for the first label, and for those of the axis
 _MAP_RATIO = 4 / 3  # as the style has it
 _MAP_SHARE = 0.94  # of the room, so that no mark is cut
+_NOTHING = Markup("")
+_FEW = 300  # points, which are drawn larger
 
 
 def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: str) -> Markup:
@@ -78,29 +80,34 @@ def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: st
         for bin_ in bins
     ]
     head = (title, f"{noun}s", "share")
-    return _figure(name, title, described, Markup("").join(parts), _table(head, rows))
+    return _figure(name, title, described, _NOTHING.join(parts), _table(head, rows))
 
 
-def throughput_lines(name: str, found: Throughput, *, title: str) -> Markup:
-    """How fast each stage was over time."""
-    most = max((rate for rates in found.rates.values() for rate in rates), default=0.0) or 1.0
-    top = ticks(most, 3)[-1]
+def throughput_areas(name: str, found: Throughput) -> Markup:
+    """How fast each stage was over time: a small chart for each, all of one scale, and one table."""
     number = max(map(len, found.rates.values()), default=1)
-    end_s = found.interval_s * number
-    parts = [_grid(top, lambda value: f"{value:,g}×")]
-    lines = []
-    for place, rates in enumerate(found.rates.values()):
-        path = _path([((n + 0.5) / len(rates) * 1000, 1 - rate / top) for n, rate in enumerate(rates)])
-        lines.append(Markup('<path class="line s{}" d="{}"/>').format(place % 8, path))
-    parts.append(_stretched(lines))
-    minutes = end_s >= 300
-    scale, unit = (60.0, "min") if minutes else (1.0, "s")
-    places = [(value * scale / end_s * 100, f"{value:,g}") for value in ticks_between(0, end_s / scale, 6)]
-    parts.append(_x_axis(places, unit))
-    means = {stage: sum(rates) / len(rates) for stage, rates in found.rates.items()}
-    described = "Seconds of audio per second over the time of the run. Mean by stage: " + ", ".join(
-        f"{stage} {mean:,.1f}" for stage, mean in means.items()
+    top = ticks(max((rate for rates in found.rates.values() for rate in rates), default=1.0) or 1.0, 2)[-1]
+    in_minutes = found.interval_s * number >= 300
+    scale, unit = (60.0, "min") if in_minutes else (1.0, "s")
+    end = found.interval_s * number / scale
+    axis = _x_axis(
+        [(value / end * 100, f"{value:,g}") for value in ticks_between(0, end, 4)], unit, height=_SMALL
     )
+    parts = []
+    for stage, rates in found.rates.items():
+        points = [((n + 0.5) / len(rates) * 1000, 1 - rate / top) for n, rate in enumerate(rates)]
+        edges = [(0.0, points[0][1]), *points, (1000.0, points[-1][1])]
+        drawn = [
+            Markup('<path class="band" d="{}V1H0Z"/>').format(_path(edges)),
+            Markup('<path class="line s0" d="{}"/>').format(_path(edges)),
+        ]
+        body = _grid(top, lambda value: f"{value:,g}x", number=2, height=_SMALL)
+        body += _stretched(drawn, height=_SMALL - _TOP - _BOTTOM) + axis
+        mean = sum(rates) / len(rates)
+        described = (
+            f"Over {end:,.1f} {unit}: mean {mean:,.1f} seconds of audio a second, at most {max(rates):,.1f}."
+        )
+        parts.append(_figure(f"{name}-{stage}", stage, described, body, _NOTHING, height=_SMALL))
     rows = [
         (
             f"{n * found.interval_s / scale:,.1f} {unit}",
@@ -108,9 +115,8 @@ def throughput_lines(name: str, found: Throughput, *, title: str) -> Markup:
         )
         for n in range(number)
     ]
-    legend = _legend([(f"s{place % 8}", stage) for place, stage in enumerate(found.rates)])
-    table = _table(("from", *found.rates), rows)
-    return _figure(name, title, described + ".", Markup("").join(parts), table, legend=legend)
+    table = _numbers("throughput by stage", _table(("from", *found.rates), rows))
+    return Markup('<div class="charts small">{}</div>{}').format(_NOTHING.join(parts), table)
 
 
 def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
@@ -124,9 +130,10 @@ def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
     points = found.points
     highest = max(max(point.value, point.high or 0.0) for point in points)
     lowest = min(min(point.value, point.value if point.low is None else point.low) for point in points)
-    lowest = 0.0 if lowest < 0.6 * highest else lowest
-    room = (highest - lowest) or abs(highest) or 1.0
-    base, span = max(lowest - 0.08 * room, 0.0) if lowest else 0.0, 0.0
+    # A change of a few percent is not to look like a fall.
+    lowest = 0.0 if lowest < 0.6 * highest else min(lowest, 0.75 * highest)
+    room = (highest - lowest) or 1.0
+    base = lowest and lowest - 0.08 * room
     span = highest + 0.08 * room - base
     height = 110
 
@@ -167,30 +174,37 @@ def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
     described = f"{found.name} over {count_text(len(points), 'run')}, the last {shown[-1]}."
     rows = [(point.started_at, text) for point, text in zip(points, shown, strict=True)]
     table = _table(("run started", found.name), rows)
-    return _figure(name, found.name, described, Markup("").join(parts), table, height=height)
+    return _figure(name, found.name, described, _NOTHING.join(parts), table, height=height)
 
 
 def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
     """Points on two axes of one scale, a mark and a colour for each group."""
     across = _MAP_SHARE / 2
-    wide = max((abs(point.x) for point in found.points), default=1.0) or 1.0
-    tall = max((abs(point.y) for point in found.points), default=1.0) or 1.0
-    scale = across / max(wide, tall * _MAP_RATIO)  # of the width, for a unit of both axes
+    sides = [(min(values), max(values)) for values in zip(*((p.x, p.y) for p in found.points), strict=True)]
+    (left, right), (low, high) = sides
+    scale = 2 * across / (max(right - left, (high - low) * _MAP_RATIO) or 1.0)  # of the width, for a unit
+
+    def x(value: float) -> float:
+        return 50 + 100 * scale * (value - (left + right) / 2)
+
+    def y(value: float) -> float:
+        return 50 - 100 * scale * _MAP_RATIO * (value - (low + high) / 2)
+
     marks = [
         Markup('<use class="{}" href="#mark-{}" x="{}%" y="{}%"><title>{}</title></use>').format(
             "g-none" if point.group is None else f"g{point.group}",
             "none" if point.group is None else point.group,
-            _n(50 + 100 * scale * point.x),
-            _n(50 - 100 * scale * _MAP_RATIO * point.y),
+            _n(x(point.x)),
+            _n(y(point.y)),
             (f"{visible(found.groups[point.group][0], most=60)}: " if point.group is not None else "")
             + short(point.name, most=80),
         )
         for point in sorted(found.points, key=lambda point: point.group is not None)
     ]
     axes = Markup(
-        '<line class="grid" x1="50%" x2="50%" y1="0" y2="100%"/>'
-        '<line class="grid" x1="0" x2="100%" y1="50%" y2="50%"/>'
-    )
+        '<line class="grid" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>'
+        '<line class="grid" x1="0" x2="100%" y1="{1}%" y2="{1}%"/>'
+    ).format(_n(x(0.0)), _n(y(0.0)))
     described = (
         f"{count_text(len(found.points), 'embedding')} on the first two principal components, which show "
         f"{percent(sum(found.explained))} of their variance."
@@ -200,7 +214,7 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
         own = [point for point in found.points if point.group == place]
         centre = [sum(point[axis] for point in own) / len(own) for axis in (0, 1)]
         rows.append((visible(group, most=60), f"{count:,}", f"{centre[0]:.2f}", f"{centre[1]:.2f}"))
-    table = _table(("group", "points", "mean across", "mean up"), rows) if rows else Markup("")
+    table = _table(("group", "points", "mean across", "mean up"), rows) if rows else _NOTHING
     entries = [
         (f"g{n}", f"{visible(group, most=40)} ({count:,})") for n, (group, count) in enumerate(found.groups)
     ]
@@ -209,9 +223,17 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
         others = f"{count_text(found.num_other_groups, 'other group')}, or " if found.num_other_groups else ""
         what = f"{others}none"
         entries.append(("g-none", f"{what} ({rest:,})"))
-    legend = _legend(entries, marks=True) if entries else Markup("")
-    body = axes + Markup("").join(marks)
-    return _figure(name, title, described, body, table, legend=legend, kind="map")
+    legend = _legend(entries) if entries else _NOTHING
+    body = axes + _NOTHING.join(marks)
+    return _figure(
+        name,
+        title,
+        described,
+        body,
+        table,
+        legend=legend,
+        kind="map few" if len(found.points) <= _FEW else "map",
+    )
 
 
 def bar(share: float, *, kind: str = "") -> Markup:
@@ -241,33 +263,31 @@ def _step(least: float) -> float:
     return float(next(nice * scale for nice in (1, 2, 5, 10) if nice * scale >= least * (1 - 1e-9)))
 
 
-def _grid(top: float, text: object) -> Markup:
-    assert callable(text)
+def _grid(top: float, text: Callable[[float], str], *, number: int = 3, height: float = _HEIGHT) -> Markup:
     parts = []
-    for value in ticks(top, 3)[1:]:
-        y = _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * value / top
+    for value in ticks(top, number)[1:]:
+        y = height - _BOTTOM - (height - _TOP - _BOTTOM) * value / top
         parts.append(
             Markup(
                 '<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>'
                 '<text class="tick" x="0" y="{1}">{2}</text>'
             ).format(_n(y), _n(y - 4), text(value))
         )
-    parts.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_HEIGHT - _BOTTOM))
-    return Markup("").join(parts)
+    parts.append(Markup('<line class="axis" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height - _BOTTOM))
+    return _NOTHING.join(parts)
 
 
-def _x_axis(places: Iterable[tuple[float, str]], unit: str) -> Markup:
+def _x_axis(places: Sequence[tuple[float, str]], unit: str, *, height: float = _HEIGHT) -> Markup:
     parts = []
-    places = list(places)
     for number, (across, text) in enumerate(places):
         is_last = number == len(places) - 1
         anchor = "start" if across < 3 else "end" if across > 94 else "middle"
         parts.append(
             Markup('<text class="tick" x="{}%" y="{}" text-anchor="{}">{}</text>').format(
-                _n(across), _HEIGHT - 8, anchor, f"{text} {unit}" if is_last and unit else text
+                _n(across), height - 8, anchor, f"{text} {unit}" if is_last and unit else text
             )
         )
-    return Markup("").join(parts)
+    return _NOTHING.join(parts)
 
 
 def _stretched(
@@ -277,25 +297,22 @@ def _stretched(
     return Markup(
         '<svg x="0" y="{}" width="100%" height="{}" viewBox="0 0 1000 1" preserveAspectRatio="none" '
         'overflow="visible">{}</svg>'
-    ).format(top, height, Markup("").join(paths))
+    ).format(top, height, _NOTHING.join(paths))
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.4f}" for x, y in points)
 
 
-def _legend(entries: Sequence[tuple[str, str]], *, marks: bool = False) -> Markup:
-    parts = []
-    for kind, text in entries:
-        if marks:
-            mark = kind.removeprefix("g").removeprefix("-")
-            sample = Markup('<use class="{}" href="#mark-{}" x="8" y="8"/>').format(kind, mark)
-        else:
-            sample = Markup('<line class="line {}" x1="0" x2="16" y1="8" y2="8"/>').format(kind)
-        parts.append(
-            Markup('<li><svg aria-hidden="true" width="16" height="16">{}</svg> {}</li>').format(sample, text)
-        )
-    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(parts))
+def _legend(entries: Sequence[tuple[str, str]]) -> Markup:
+    parts = [
+        Markup(
+            '<li><svg aria-hidden="true" width="16" height="16">'
+            '<use class="{}" href="#mark-{}" x="8" y="8"/></svg> {}</li>'
+        ).format(kind, kind.removeprefix("g").removeprefix("-"), text)
+        for kind, text in entries
+    ]
+    return Markup('<ul class="legend">{}</ul>').format(_NOTHING.join(parts))
 
 
 def _figure(
@@ -305,14 +322,11 @@ def _figure(
     body: Markup,
     table: Markup,
     *,
-    legend: Markup = Markup(""),
+    legend: Markup = _NOTHING,
     height: int = _HEIGHT,
     kind: str = "",
 ) -> Markup:
-    size = Markup("") if kind == "map" else Markup(' height="{}"').format(height)
-    more = Markup('<details><summary>Numbers<span class="unseen"> of {}</span></summary>{}</details>').format(
-        title, table
-    )
+    size = _NOTHING if kind.startswith("map") else Markup(' height="{}"').format(height)
     return Markup(
         '<figure class="chart {kind}"><figcaption>{title}</figcaption>{legend}'
         '<svg role="img" width="100%"{size} aria-labelledby="{name}-title {name}-desc">'
@@ -326,15 +340,22 @@ def _figure(
         name=name,
         described=described,
         body=body,
-        more=more if table else "",
+        more=_numbers(title, table) if table else "",
+    )
+
+
+def _numbers(title: str, table: Markup) -> Markup:
+    """A table that is shown when it is asked for."""
+    return Markup('<details><summary>Numbers<span class="unseen"> of {}</span></summary>{}</details>').format(
+        title, table
     )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
-    columns = Markup("").join(Markup('<th scope="col">{}</th>').format(text) for text in head)
-    body = Markup("").join(
+    columns = _NOTHING.join(Markup('<th scope="col">{}</th>').format(text) for text in head)
+    body = _NOTHING.join(
         Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-            first, Markup("").join(Markup("<td>{}</td>").format(text) for text in rest)
+            first, _NOTHING.join(Markup("<td>{}</td>").format(text) for text in rest)
         )
         for first, *rest in rows
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 from datetime import datetime
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from w2v_ray.report import charts, wording
+from w2v_ray.report.accuracy import Wrong
 from w2v_ray.report.runs import Drift
 from w2v_ray.report.summary import Report
 
@@ -21,7 +23,7 @@ __all__ = ["render"]
 _FOLDER = Path(__file__).parent
 _SURE = (0.9, 0.75, 0.5)  # a word less sure than the first is marked, and more so below the others
 _LEAST_SURE_NAMED = 5
-_RUNS_SHOWN = 30
+_RUNS_SHOWN = 12
 
 
 def render(report: Report, *, version: str) -> str:
@@ -32,6 +34,7 @@ def render(report: Report, *, version: str) -> str:
         version: Of this package.
     """
     style, script = (_source(name) for name in ("style.css", "script.js"))
+    noun = "alignment" if report.table == "alignments" else "segment"
     latest = next((run for run in reversed(report.runs) if run.throughput is not None), None)
     return _template().render(
         report=report,
@@ -48,6 +51,10 @@ def render(report: Report, *, version: str) -> str:
             (entry, [_drift_text(entry, point.value) for point in entry.points]) for entry in report.drift
         ],
         drift_text=_drift_text,
+        noun=noun,
+        noun_of_rows=noun,
+        a_row="an alignment" if noun == "alignment" else "a segment",
+        worst=[(wrong, *_compared(wrong)) for wrong in report.accuracy.worst] if report.accuracy else [],
         rows=[_row(row) for row in report.sample],
         charts=charts,
         marks=_MARKS,
@@ -182,10 +189,27 @@ def _time(text: str) -> str:
         return wording.visible(text)
 
 
-def _drift_text(entry: Drift, value: float) -> str:
+def _drift_text(entry: Drift, value: float, *, unit: bool = True) -> str:
     if entry.name == "share of rejects":
         return wording.percent(value, digits=2)
-    return f"{value:,.2f} {entry.unit}".rstrip()
+    return f"{value:,.2f} {entry.unit if unit else ''}".rstrip()
+
+
+def _compared(wrong: Wrong) -> tuple[Markup, Markup]:
+    """What was said and what was recognised, with the words marked that are not in the other."""
+    said, recognised = (wording.visible(text).split() for text in (wrong.reference, wrong.recognised))
+    marked: tuple[list[Markup], list[Markup]] = ([], [])
+    for kind, begin, end, first, last in SequenceMatcher(
+        None, said, recognised, autojunk=False
+    ).get_opcodes():
+        for words, tag, out in (
+            (said[begin:end], "del", marked[0]),
+            (recognised[first:last], "ins", marked[1]),
+        ):
+            if words:
+                text = escape(" ".join(words))
+                out.append(text if kind == "equal" else Markup("<{0}>{1}</{0}>").format(tag, text))
+    return Markup(" ").join(marked[0]), Markup(" ").join(marked[1])
 
 
 # The marks of groups on the map, around (0, 0); after the last come those of points without a group.

@@ -129,7 +129,7 @@ def drift(runs: Sequence[Run]) -> tuple[Drift, ...]:
         _drift("speech rate", "words/s", ended, lambda run: (run.speech_rate_wps, None, None)),
         _drift("share of rejects", "", ended, lambda run: (run.reject_rate, None, None)),
         _drift("length of a segment", "s", ended, lambda run: _of(run.segment_s, "p50", None, "p90")),
-        _drift("throughput", "× real time", ended, lambda run: (run.rate, None, None)),
+        _drift("throughput", "x real time", ended, lambda run: (run.rate, None, None)),
     ]
     return tuple(entry for entry in found if len(entry.points) > 1)
 

@@ -30,19 +30,29 @@
     element, place, text: element.textContent.toLowerCase(), sure: Number(element.dataset.sure),
   }));
   const orders = { drawn: (a, b) => a.place - b.place, sure: (a, b) => a.sure - b.sure || a.place - b.place };
+  const more = document.getElementById("more");
+  let most = 20;
   const update = () => {
     const wanted = search.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    let number = 0;
-    for (const row of rows) {
-      const fits = wanted.every((part) => row.text.includes(part));
-      row.element.hidden = !fits;
-      number += fits;
-    }
-    shown.textContent = `${number} of ${rows.length} shown`;
+    const fitting = rows.filter((row) => wanted.every((part) => row.text.includes(part)));
+    for (const row of rows) row.element.hidden = true;
+    for (const row of fitting.slice(0, most)) row.element.hidden = false;
+    more.hidden = fitting.length <= most;
+    more.textContent = `Show all ${fitting.length}`;
+    const found = wanted.length ? `, ${fitting.length} found` : "";
+    shown.textContent = `${Math.min(fitting.length, most)} of ${rows.length} shown${found}`;
   };
   search.addEventListener("input", update);
   order.addEventListener("change", () => {
-    list.append(...[...rows].sort(orders[order.value]).map((row) => row.element));
+    rows.sort(orders[order.value]);
+    list.append(...rows.map((row) => row.element));
+    update();
+  });
+  more.addEventListener("click", () => {
+    const next = rows.find((row, place) => place >= most && row.element.hidden);
+    most = rows.length;
+    update();
+    if (next) { next.element.tabIndex = -1; next.element.focus(); }
   });
   update();
 })();

@@ -7,7 +7,6 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-
 from w2v_ray import stores
 from w2v_ray.errors import ConfigError, OutputError
 from w2v_ray.exports.rows import read_planned

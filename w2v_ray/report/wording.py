@@ -47,7 +47,7 @@ def count_text(number: int, noun: str, plural: str | None = None) -> str:
 def percent(share: float | None, *, digits: int = 1) -> str:
     """A share as a percentage; a dash where it is not known."""
     if share is None:
-        return "–"
+        return "\u2013"
     text = f"{share:.{digits}%}"
     return f"<{10**-digits:.{digits}f}%" if share and float(text[:-1]) == 0 else text
 
