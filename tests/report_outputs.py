@@ -133,7 +133,9 @@ def run_record(number: int, *, drifted: bool = False, **changes: Any) -> dict[st
     }
     wobble = np.cumsum(np.maximum(generator.normal(1.0, 0.25, len(times)), 0.05))
     done = {
-        stage: np.interp(times - delay, times, wobble / wobble[-1] * wall_s * peak, left=0.0)
+        stage: np.interp(
+            times - delay, times, (wobble - wobble[0]) / (wobble[-1] - wobble[0]) * wall_s * peak, left=0.0
+        )
         for stage, delay in delays.items()
     }
     middle = 0.93 + 0.006 * generator.normal() - 0.08 * drifted

@@ -66,6 +66,7 @@ result_files -> errors stores
 embeddings -> errors inputs metrics output recording_names
 exports    -> errors output parts plan rttm schema stores
 references -> errors exports inputs metrics recording_names rttm
+report     -> errors exports metrics output plan recording_names references result_files stores w2v_ray
 console    -> job output plan progress
 console_demo -> demo metrics
 cli_lm     -> errors text
@@ -74,9 +75,10 @@ cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
+cli_report -> report
 cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job pipeline plan w2v_ray
+cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output cli_report config
+cli        -> console console_demo demo errors job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

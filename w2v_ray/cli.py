@@ -9,7 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
+from w2v_ray import (
+    __version__,
+    cli_embeddings,
+    cli_export,
+    cli_frames,
+    cli_jobs,
+    cli_lm,
+    cli_output,
+    cli_report,
+)
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -48,6 +57,7 @@ examples:
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
+  w2v-ray report out
   w2v-ray export out --format srt --output captions
 """
 _DONE = {
@@ -143,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
     cli_export.add_export(commands, common)
+    cli_report.add_report(commands, common)
     cli_output.add_commands(commands, common)
     cli_embeddings.add_commands(commands, common)
     cli_frames.add_commands(commands, common)
@@ -303,6 +314,7 @@ _COMMANDS = {
     "frames": _job,
     "lm": cli_lm.main,
     "redecode": _redecode,
+    "report": cli_report.report,
     "retry-errors": _retry_errors,
     "run": _run,
     "status": _status,

@@ -6,14 +6,13 @@ import dataclasses
 import heapq
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from w2v_ray.metrics import WordErrors, bootstrap_interval, word_errors
-from w2v_ray.report.distributions import Bin
 
 __all__ = ["Accuracy", "Group", "Scoring", "Wrong", "metadata_value"]
 
@@ -25,7 +24,8 @@ _LEAST_GROUPS = 5
 _TEXT_SHOWN = 400
 
 
-class Group(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
     """The recordings of a range of lengths, or of confidences."""
 
     start: float
@@ -38,7 +38,8 @@ class Group(NamedTuple):
     """Errors per word of the references; None where these have none."""
 
 
-class Wrong(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wrong:
     """A recording with many errors."""
 
     recording_id: str
@@ -213,14 +214,14 @@ class _Groups:
         ends = [*self._edges[1:], None]
         found = [
             Group(
-                bin_.start,
-                bin_.end,
-                bin_.count,
+                start,
+                end,
+                number,
                 errors.num_reference,
                 errors.num_errors,
                 errors.rate if errors.num_reference else None,
             )
-            for bin_, errors in zip(map(Bin, self._edges, ends, self._numbers), self._errors, strict=True)
+            for start, end, number, errors in zip(self._edges, ends, self._numbers, self._errors, strict=True)
         ]
         kept = [place for place, group in enumerate(found) if group.num_recordings]
         return tuple(found[kept[0] : kept[-1] + 1]) if kept else ()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from w2v_ray.report.distributions import Distribution
 from w2v_ray.report.embedding_map import EmbeddingMap
 from w2v_ray.report.runs import Drift, Throughput
-from w2v_ray.report.wording import bar_range, count_text, percent, short, visible
+from w2v_ray.report.wording import bar_range, count_text, percent, short, time_text, visible
 
 __all__ = ["bar", "drift_lines", "embedding_map", "histogram", "throughput_areas", "ticks"]
 
@@ -39,7 +39,7 @@ def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: st
     bins = found.bins
     top = ticks(max(bin_.count for bin_ in bins), 3)[-1]
     slot = 100 / len(bins)
-    parts = [_grid(top, lambda value: f"{value:,.0f}")]
+    parts = [_grid(top, ticks(top, 3)[1:], lambda value: f"{value:,.0f}")]
     for place, bin_ in enumerate(bins):
         height = (_HEIGHT - _TOP - _BOTTOM) * bin_.count / top
         if bin_.count:
@@ -101,7 +101,7 @@ def throughput_areas(name: str, found: Throughput) -> Markup:
             Markup('<path class="band" d="{}V1H0Z"/>').format(_path(edges)),
             Markup('<path class="line s0" d="{}"/>').format(_path(edges)),
         ]
-        body = _grid(top, lambda value: f"{value:,g}x", number=2, height=_SMALL)
+        body = _grid(top, [top], lambda value: f"{value:,g}x", height=_SMALL)
         body += _stretched(drawn, height=_SMALL - _TOP - _BOTTOM) + axis
         mean = sum(rates) / len(rates)
         described = (
@@ -167,22 +167,21 @@ def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
                 _n(x(place)),
                 _n(6 + y(point.value) * (height - 12)),
                 4.5 if is_last else 2.5,
-                point.started_at,
+                time_text(point.started_at),
                 shown[place],
             )
         )
     described = f"{found.name} over {count_text(len(points), 'run')}, the last {shown[-1]}."
-    rows = [(point.started_at, text) for point, text in zip(points, shown, strict=True)]
+    rows = [(time_text(point.started_at), text) for point, text in zip(points, shown, strict=True)]
     table = _table(("run started", found.name), rows)
     return _figure(name, found.name, described, _NOTHING.join(parts), table, height=height)
 
 
 def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
     """Points on two axes of one scale, a mark and a colour for each group."""
-    across = _MAP_SHARE / 2
-    sides = [(min(values), max(values)) for values in zip(*((p.x, p.y) for p in found.points), strict=True)]
-    (left, right), (low, high) = sides
-    scale = 2 * across / (max(right - left, (high - low) * _MAP_RATIO) or 1.0)  # of the width, for a unit
+    xs, ys = [point.x for point in found.points], [point.y for point in found.points]
+    left, right, low, high = min(xs), max(xs), min(ys), max(ys)
+    scale = _MAP_SHARE / (max(right - left, (high - low) * _MAP_RATIO) or 1.0)  # of the width, for a unit
 
     def x(value: float) -> float:
         return 50 + 100 * scale * (value - (left + right) / 2)
@@ -190,9 +189,10 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
     def y(value: float) -> float:
         return 50 - 100 * scale * _MAP_RATIO * (value - (low + high) / 2)
 
+    ungrouped = "g0" if found.coloured_by is None else "g-none"
     marks = [
         Markup('<use class="{}" href="#mark-{}" x="{}%" y="{}%"><title>{}</title></use>').format(
-            "g-none" if point.group is None else f"g{point.group}",
+            ungrouped if point.group is None else f"g{point.group}",
             "none" if point.group is None else point.group,
             _n(x(point.x)),
             _n(y(point.y)),
@@ -212,8 +212,8 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
     rows = []
     for place, (group, count) in enumerate(found.groups):
         own = [point for point in found.points if point.group == place]
-        centre = [sum(point[axis] for point in own) / len(own) for axis in (0, 1)]
-        rows.append((visible(group, most=60), f"{count:,}", f"{centre[0]:.2f}", f"{centre[1]:.2f}"))
+        across, up = (sum(values) / len(own) for values in zip(*((p.x, p.y) for p in own), strict=True))
+        rows.append((visible(group, most=60), f"{count:,}", f"{across:.2f}", f"{up:.2f}"))
     table = _table(("group", "points", "mean across", "mean up"), rows) if rows else _NOTHING
     entries = [
         (f"g{n}", f"{visible(group, most=40)} ({count:,})") for n, (group, count) in enumerate(found.groups)
@@ -263,9 +263,11 @@ def _step(least: float) -> float:
     return float(next(nice * scale for nice in (1, 2, 5, 10) if nice * scale >= least * (1 - 1e-9)))
 
 
-def _grid(top: float, text: Callable[[float], str], *, number: int = 3, height: float = _HEIGHT) -> Markup:
+def _grid(
+    top: float, values: Iterable[float], text: Callable[[float], str], *, height: float = _HEIGHT
+) -> Markup:
     parts = []
-    for value in ticks(top, number)[1:]:
+    for value in values:
         y = height - _BOTTOM - (height - _TOP - _BOTTOM) * value / top
         parts.append(
             Markup(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ _NICE_STEPS = (1, 2, 5)
 _LEAST_BINS, _MOST_BINS = 10, 30  # that a chart has
 
 
-class Bin(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bin:
     """How many values are at least ``start`` and less than ``end``; of the last, None: any number."""
 
     start: float
@@ -107,7 +108,7 @@ class Tally:
         before = np.concatenate([[0], np.cumsum(self._counts)])
         counts = np.diff(before[np.minimum(places, _FINE_BINS)]).tolist()
         edges = [round(int(place) * self._width, 9) for place in places]
-        found = [Bin(*edges[n : n + 2], count) for n, count in enumerate(counts)]
+        found = [Bin(*span, count) for span, count in zip(pairwise(edges), counts, strict=True)]
         if rest := self._count - sum(counts):
             found.append(Bin(edges[-1], None, rest))
         return tuple(found)

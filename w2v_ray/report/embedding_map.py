@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,8 @@ _BATCH = 8192
 Clusters = dict[tuple[str, int | None], str]
 
 
-class Point(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
     """An embedding on the map. Both coordinates have one scale, on which the farthest lie at -1 or 1."""
 
     x: float

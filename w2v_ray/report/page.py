@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from datetime import datetime
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
@@ -71,7 +70,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["time"] = _time
+    environment.filters["time"] = wording.time_text
     return environment.get_template("template.html")
 
 
@@ -179,14 +178,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds, 1), 60)
     whole, minutes = divmod(int(minutes), 60)
     return f"{whole}:{minutes:02}:{rest:04.1f}" if whole else f"{minutes}:{rest:04.1f}"
-
-
-def _time(text: str) -> str:
-    """When something was, in UTC, to the minute."""
-    try:
-        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
-    except ValueError:
-        return wording.visible(text)
 
 
 def _drift_text(entry: Drift, value: float, *, unit: bool = True) -> str:

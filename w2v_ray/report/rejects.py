@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,8 @@ _EXAMPLES = 3
 _TEXT_SHOWN = 400
 
 
-class Rejected(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejected:
     """A row of ``rejects/``."""
 
     recording_id: str
@@ -56,7 +56,9 @@ class RejectsReading:
             number, seconds = self._numbers.get(name, (0, 0.0))
             more_s = pc.sum(found.column("planned_s")).as_py() or 0.0
             self._numbers[name] = number + found.num_rows, seconds + more_s
-            sample = self._samples.setdefault(name, Sample(_EXAMPLES, columns=Rejected._fields))
+            sample = self._samples.setdefault(
+                name, Sample(_EXAMPLES, columns=[field.name for field in dataclasses.fields(Rejected)])
+            )
             sample.add(found)
 
     def reasons(self) -> tuple[Reason, ...]:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,8 @@ _THREADS = 8
 _STAGES = ("read_audio", "decode_audio", "segment_audio", "encode", "decode_text", "write_parquet")
 
 
-class Stage(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
     """What a stage did in a run. What is not known is None."""
 
     name: str
@@ -72,7 +73,8 @@ class Run:
     throughput: Throughput | None
 
 
-class DriftPoint(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class DriftPoint:
     """A number of one run, and what most of its rows lie between, where that is known."""
 
     run: str
@@ -211,7 +213,10 @@ def _throughput(timeline: Sequence[Mapping[str, Any]]) -> Throughput | None:
     rates = {}
     for name in ordered:
         done = np.array([float((point["audio_s"] or {}).get(name) or 0.0) for point in timeline])
-        at_edges = np.interp(edges, np.concatenate([[0.0], times]), np.concatenate([[0.0], done]))
+        if times[0] > 0:
+            at_edges = np.interp(edges, [0.0, *times], [0.0, *done])
+        else:
+            at_edges = np.interp(edges, times, done)
         rates[name] = tuple(np.maximum(np.diff(at_edges) / np.diff(edges), 0.0).tolist())
     return Throughput(interval_s=float(edges[1]), rates=rates)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from datetime import datetime
 
 __all__ = [
     "bar_range",
-    "bytes_text",
     "count_text",
     "hours",
-    "listed",
     "percent",
     "seconds_text",
     "short",
+    "time_text",
     "visible",
 ]
 
@@ -52,24 +51,10 @@ def percent(share: float | None, *, digits: int = 1) -> str:
     return f"<{10**-digits:.{digits}f}%" if share and float(text[:-1]) == 0 else text
 
 
-def bytes_text(number: float) -> str:
-    """A number of bytes: "12.3 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:,.1f} TB"
-
-
 def bar_range(start: float, end: float | None, unit: str = "") -> str:
     """What a bin holds: "2 to 3 s", "30 s and more"."""
     unit = f" {unit}" if unit else ""
     return f"{start:,g}{unit} and more" if end is None else f"{start:,g} to {end:,g}{unit}"
-
-
-def listed(texts: Sequence[str]) -> str:
-    """A list in a sentence: "a", "a and b", "a, b and c"."""
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1] if texts else ""
 
 
 def short(name: str, *, most: int = 60) -> str:
@@ -77,6 +62,14 @@ def short(name: str, *, most: int = 60) -> str:
     parts = visible(name).rsplit("/", _NAME_PARTS)
     text = "/".join(parts[-_NAME_PARTS:]) if len(parts) > _NAME_PARTS else "/".join(parts)
     return text if len(text) <= most else "…" + text[1 - most :]
+
+
+def time_text(text: str) -> str:
+    """When something was, ISO 8601, to the minute: "2026-11-01 01:30"."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return visible(text, most=40)
 
 
 def visible(text: str, *, most: int | None = None) -> str:
