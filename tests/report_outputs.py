@@ -116,12 +116,12 @@ def _shard(place: int, num_rows: int, generator: np.random.Generator) -> pa.Tabl
     return pa.table(columns)
 
 
-def run_record(number: int, *, drifted: bool = False, **changes: Any) -> dict[str, Any]:
+def run_record(number: int, *, drifted: bool = False, points: int = 80, **changes: Any) -> dict[str, Any]:
     """A record of the run of one night."""
     generator = np.random.default_rng(number)
     started = datetime(2026, 11, 1, 1, 30, tzinfo=UTC) + timedelta(days=number)
     wall_s = 1800.0
-    times = np.linspace(0, wall_s, 80)
+    times = np.linspace(0, wall_s, points)
     peak = 60.0 + 4 * generator.normal()
     delays = {
         "read_audio": 0,

@@ -23,7 +23,6 @@ _TOP, _BOTTOM = 22, 24  # room for the first label, and for those of the axis
 _MAP_RATIO = 4 / 3  # as the style has it
 _MAP_SHARE = 0.94  # of the room, so that no mark is cut
 _NOTHING = Markup("")
-_FEW = 300  # points, which are drawn larger
 
 
 def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: str) -> Markup:
@@ -80,7 +79,7 @@ def histogram(name: str, found: Distribution, *, title: str, unit: str, noun: st
         for bin_ in bins
     ]
     head = (title, f"{noun}s", "share")
-    return _figure(name, title, described, _NOTHING.join(parts), _table(head, rows))
+    return _figure(name, title, described, _NOTHING.join(parts), _table(f"Numbers of {title}", head, rows))
 
 
 def throughput_areas(name: str, found: Throughput) -> Markup:
@@ -94,7 +93,8 @@ def throughput_areas(name: str, found: Throughput) -> Markup:
         [(value / end * 100, f"{value:,g}") for value in ticks_between(0, end, 4)], unit, height=_SMALL
     )
     parts = []
-    for stage, rates in found.rates.items():
+    names = [visible(stage, most=40) for stage in found.rates]
+    for place, (stage, rates) in enumerate(zip(names, found.rates.values(), strict=True)):
         points = [((n + 0.5) / len(rates) * 1000, 1 - rate / top) for n, rate in enumerate(rates)]
         edges = [(0.0, points[0][1]), *points, (1000.0, points[-1][1])]
         drawn = [
@@ -107,7 +107,7 @@ def throughput_areas(name: str, found: Throughput) -> Markup:
         described = (
             f"Over {end:,.1f} {unit}: mean {mean:,.1f} seconds of audio a second, at most {max(rates):,.1f}."
         )
-        parts.append(_figure(f"{name}-{stage}", stage, described, body, _NOTHING, height=_SMALL))
+        parts.append(_figure(f"{name}-{place}", stage, described, body, _NOTHING, height=_SMALL))
     rows = [
         (
             f"{n * found.interval_s / scale:,.1f} {unit}",
@@ -115,7 +115,7 @@ def throughput_areas(name: str, found: Throughput) -> Markup:
         )
         for n in range(number)
     ]
-    table = _numbers("throughput by stage", _table(("from", *found.rates), rows))
+    table = _numbers("throughput by stage", _table("Throughput by stage", ("from", *names), rows))
     return Markup('<div class="charts small">{}</div>{}').format(_NOTHING.join(parts), table)
 
 
@@ -173,7 +173,7 @@ def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
         )
     described = f"{found.name} over {count_text(len(points), 'run')}, the last {shown[-1]}."
     rows = [(time_text(point.started_at), text) for point, text in zip(points, shown, strict=True)]
-    table = _table(("run started", found.name), rows)
+    table = _table(f"Numbers of {found.name} over runs", ("run started", found.name), rows)
     return _figure(name, found.name, described, _NOTHING.join(parts), table, height=height)
 
 
@@ -214,7 +214,9 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
         own = [point for point in found.points if point.group == place]
         across, up = (sum(values) / len(own) for values in zip(*((p.x, p.y) for p in own), strict=True))
         rows.append((visible(group, most=60), f"{count:,}", f"{across:.2f}", f"{up:.2f}"))
-    table = _table(("group", "points", "mean across", "mean up"), rows) if rows else _NOTHING
+    table = (
+        _table("Groups on the map", ("group", "points", "mean across", "mean up"), rows) if rows else _NOTHING
+    )
     entries = [
         (f"g{n}", f"{visible(group, most=40)} ({count:,})") for n, (group, count) in enumerate(found.groups)
     ]
@@ -232,7 +234,7 @@ def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:
         body,
         table,
         legend=legend,
-        kind="map few" if len(found.points) <= _FEW else "map",
+        kind="map",
     )
 
 
@@ -328,7 +330,7 @@ def _figure(
     height: int = _HEIGHT,
     kind: str = "",
 ) -> Markup:
-    size = _NOTHING if kind.startswith("map") else Markup(' height="{}"').format(height)
+    size = _NOTHING if kind == "map" else Markup(' height="{}"').format(height)
     return Markup(
         '<figure class="chart {kind}"><figcaption>{title}</figcaption>{legend}'
         '<svg role="img" width="100%"{size} aria-labelledby="{name}-title {name}-desc">'
@@ -353,7 +355,7 @@ def _numbers(title: str, table: Markup) -> Markup:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+def _table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     columns = _NOTHING.join(Markup('<th scope="col">{}</th>').format(text) for text in head)
     body = _NOTHING.join(
         Markup('<tr><th scope="row">{}</th>{}</tr>').format(
@@ -364,7 +366,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     return Markup(
         '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table class="numbers">'
         "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
-    ).format(head[0], columns, body)
+    ).format(label, columns, body)
 
 
 def _value(number: float, unit: str) -> str:

@@ -23,6 +23,7 @@ _FOLDER = Path(__file__).parent
 _SURE = (0.9, 0.75, 0.5)  # a word less sure than the first is marked, and more so below the others
 _LEAST_SURE_NAMED = 5
 _RUNS_SHOWN = 12
+_FEW_POINTS = 300
 
 
 def render(report: Report, *, version: str) -> str:
@@ -57,6 +58,7 @@ def render(report: Report, *, version: str) -> str:
         rows=[_row(row) for row in report.sample],
         charts=charts,
         marks=_MARKS,
+        mark_scale=_mark_scale(report),
         **{name: getattr(wording, name) for name in wording.__all__},
     )
 
@@ -67,11 +69,17 @@ def _template() -> Template:
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["time"] = wording.time_text
     return environment.get_template("template.html")
+
+
+def _shown(value: object) -> object:
+    """What any text becomes on its way into the page, before it is escaped."""
+    return wording.visible(value) if type(value) is str else value  # Markup is another type, and made here
 
 
 @cache
@@ -184,6 +192,12 @@ def _drift_text(entry: Drift, value: float, *, unit: bool = True) -> str:
     if entry.name == "share of rejects":
         return wording.percent(value, digits=2)
     return f"{value:,.2f} {entry.unit if unit else ''}".rstrip()
+
+
+def _mark_scale(report: Report) -> float:
+    """How large marks are on the map: larger where they are few."""
+    found = report.embeddings.map if report.embeddings else None
+    return 1.5 if found is not None and len(found.points) <= _FEW_POINTS else 1.0
 
 
 def _compared(wrong: Wrong) -> tuple[Markup, Markup]:
