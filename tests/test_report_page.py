@@ -162,15 +162,14 @@ def test_the_policy_lets_the_one_style_and_script_through_and_nothing_from_outsi
 def test_hostile_texts_are_shown_as_they_are(hostile: str, mapped: str) -> None:
     for text in (hostile, mapped):
         assert not HIDDEN.search(text)
-        assert "{{" in text, "no template looks at them again"
         found = Reader(text)
         assert "img" not in {tag for tag, _ in found.tags}
-        shown = "".join(
-            part for tag, parts in found.texts.items() if tag not in ("script", "style") for part in parts
-        )
-        assert "<script>alert(1)</script>" in shown
-        assert "\\u202etxet" in shown
+        parts = [
+            part for tag, texts in found.texts.items() if tag not in ("script", "style") for part in texts
+        ]
+        assert "<script>alert(1)</script>" in "".join(parts)
     assert hostile.count("<script>") == 1
+    assert "{{ 7 * 7 }} \\u202etxet \\x07 &amp;amp;" in hostile
 
 
 def test_the_page_shows_the_numbers_of_its_rows(page: str) -> None:
