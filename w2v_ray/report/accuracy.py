@@ -18,7 +18,7 @@ __all__ = ["Accuracy", "Group", "Scoring", "Wrong", "metadata_value"]
 
 _DURATION_EDGES_S = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0, 1800.0)
 _CONFIDENCE_EDGES = tuple(round(0.1 * tenth, 1) for tenth in range(11))
-_WORST_SHOWN = 8
+_WORST_SHOWN = 5
 _RESAMPLED_GROUPS = 1000  # more are put together at random, so that resampling them stays small
 _LEAST_GROUPS = 5
 _TEXT_SHOWN = 400

@@ -119,22 +119,23 @@ def throughput_areas(name: str, found: Throughput) -> Markup:
     return Markup('<div class="charts small">{}</div>{}').format(_NOTHING.join(parts), table)
 
 
-def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
+def drift_lines(name: str, found: Drift, *, shown: Sequence[str], note: Markup) -> Markup:
     """A number over runs, with a band of what was there before the last one.
 
     Args:
         name: What ids in the page begin with.
         found: The number.
         shown: The value of each point as text.
+        note: What stands below the title.
     """
     points = found.points
     highest = max(max(point.value, point.high or 0.0) for point in points)
     lowest = min(min(point.value, point.value if point.low is None else point.low) for point in points)
-    # A change of a few percent is not to look like a fall.
-    lowest = 0.0 if lowest < 0.6 * highest else min(lowest, 0.75 * highest)
-    room = (highest - lowest) or 1.0
-    base = lowest and lowest - 0.08 * room
-    span = highest + 0.08 * room - base
+    if lowest < 0.6 * highest:
+        base, span = 0.0, 1.08 * highest or 1.0
+    else:  # a change of a few percent is not to look like a fall
+        span = max(1.16 * (highest - lowest), 0.3 * highest) or 1.0
+        base = (lowest + highest - span) / 2
     height = 110
 
     def y(value: float) -> float:
@@ -174,7 +175,7 @@ def drift_lines(name: str, found: Drift, *, shown: Sequence[str]) -> Markup:
     described = f"{found.name} over {count_text(len(points), 'run')}, the last {shown[-1]}."
     rows = [(time_text(point.started_at), text) for point, text in zip(points, shown, strict=True)]
     table = _table(f"Numbers of {found.name} over runs", ("run started", found.name), rows)
-    return _figure(name, found.name, described, _NOTHING.join(parts), table, height=height)
+    return _figure(name, found.name, described, _NOTHING.join(parts), table, legend=note, height=height)
 
 
 def embedding_map(name: str, found: EmbeddingMap, *, title: str) -> Markup:

@@ -191,7 +191,7 @@ def _clock(seconds: float) -> str:
 def _drift_text(entry: Drift, value: float, *, unit: bool = True) -> str:
     if entry.name == "share of rejects":
         return wording.percent(value, digits=2)
-    return f"{value:,.2f} {entry.unit if unit else ''}".rstrip()
+    return f"{value:,.2f}\N{NO-BREAK SPACE}{entry.unit if unit else ''}".rstrip()
 
 
 def _mark_scale(report: Report) -> float:
