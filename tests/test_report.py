@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ import pytest
 from tests.export_outputs import failed, item, made_output, metadata, segment
 from tests.made_outputs import plan, publish, write_archive
 from tests.made_outputs import rows_of as rows_of_table
-from tests.report_outputs import large_output
+from tests.report_outputs import large_output, run_record
 from tests.speaker_outputs import embedded, embeddings_output, utterances
-from w2v_ray import ConfigError, InputError, OutputError
+from w2v_ray import ConfigError, InputError, OutputError, audit, stores
 from w2v_ray.cli import main
 from w2v_ray.report import Report, report_place, summarize, write_report
 
@@ -221,11 +223,11 @@ def test_embeddings_are_mapped_by_their_principal_components(tmp_path: Path) -> 
     assert (found.num_embeddings, found.num_without, found.dimension) == (60, 1, 16)
     assert found.map is not None
     assert found.map.groups == (("voice 0", 20), ("voice 1", 20), ("voice 2", 20))
-    from sklearn.decomposition import PCA
-
-    oracle = PCA(2).fit(vectors.astype(np.float32))
-    assert found.map.explained == pytest.approx(oracle.explained_variance_ratio_.tolist(), rel=1e-4)
-    expected = oracle.transform(vectors.astype(np.float32))
+    centred = vectors.astype(np.float32) - vectors.astype(np.float32).mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)  # another way to the same components
+    shares = values**2 / (values**2).sum()
+    assert found.map.explained == pytest.approx(shares[:2].tolist(), rel=1e-4)
+    expected = left[:, :2] * values[:2]
     expected /= np.abs(expected).max()
     places = np.array([(point.x, point.y) for point in found.map.points])
     names = [point.name for point in found.map.points]
@@ -349,3 +351,31 @@ def test_a_place_that_is_no_output_or_cannot_be_written_is_refused(two: str, tmp
     labels = made_output(tmp_path / "labels", [[item("a.wav", [])]], table="labels", unpublished=[0])
     with pytest.raises(ConfigError, match="has no transcripts"):
         write_report(labels, text_key="text")
+
+
+def test_outputs_in_a_store_are_read_and_pages_written_there(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = made_output(f"{s3}/out", [[item("a.wav", [segment("it is there", 0.0, 2.0)])]])
+    record = run_record(3)
+    stores.publish(f"{output}/_runs/{record['run']}.json", json.dumps(record).encode())
+    found = write_report(output, f"{s3}/pages/report.html")
+    assert (found.audio.num_rows, [run.run for run in found.runs]) == (1, [record["run"]])
+    assert b">there</mark>" in stores.read_bytes(f"{s3}/pages/report.html")
+    monkeypatch.chdir(tmp_path)
+    write_report(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_neither_torch_nor_ray_is_loaded(two: str) -> None:
+    code = (
+        "import sys; from w2v_ray.cli import main; main(['report', sys.argv[1], '--text-key', 'text']); "
+        "print(sorted({'torch', 'ray', 'rich', 'sklearn'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, two], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_audit_does_not_mind_the_page(two: str) -> None:
+    write_report(two)
+    assert audit(two).is_complete
