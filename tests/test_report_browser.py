@@ -77,6 +77,21 @@ def test_a_page_opens_without_a_network_and_passes_axe(
     check_quiet(page, reports[name])
 
 
+def test_hostile_texts_do_not_widen_the_page(page: Page, tmp_path: Path) -> None:
+    long = "unbreakable" * 40
+    rows = [segment(f"{long} {long}", 0.0, 20.0, codec=long, language=long, confidence=0.3)]
+    entry = item(f"/archive/{long}.wav", rows, metadata=metadata(text=f"{long} x"))
+    output = made_output(tmp_path / "out", [[entry]])
+    records = [run_record(number, points=4, error=long, command=long, state=long) for number in range(2)]
+    records[1]["stages"][long] = {"busy_s": 1.0}
+    write_runs(output, records)
+    write_report(output, text_key="text")
+    for width in (1280, 390):
+        page.open(tmp_path / "out" / "report.html", width=width)
+        assert page.value("document.documentElement.scrollWidth") == width
+    check_quiet(page, tmp_path / "out" / "report.html")
+
+
 def test_axe_finds_what_is_wrong(page: Page, tmp_path: Path) -> None:
     if (axe := find_axe()) is None:
         pytest.skip("axe-core is not installed: pip install --no-deps axe-playwright-python")

@@ -96,6 +96,17 @@ def test_a_tally_takes_edges_and_what_is_no_number() -> None:
     assert Tally(width=0.1).distribution() is None
 
 
+def test_values_that_are_all_alike_have_bins_of_some_width() -> None:
+    tally = Tally(width=1e-3)
+    tally.add(np.full(200, 2.0))
+    found = tally.distribution()
+    assert found is not None
+    assert (found.min, found.p10, found.max) == (2.0, 2.0, 2.0)
+    assert found.bins[0].end is not None
+    assert found.bins[0].end >= 0.1
+    assert [bin_.count for bin_ in found.bins if bin_.count] == [200]
+
+
 def test_a_sample_does_not_depend_on_how_rows_come() -> None:
     table = pa.table({"n": np.arange(1000)})
     whole, parts = (Sample(50, columns=["n"]) for _ in range(2))

@@ -100,7 +100,8 @@ class Tally:
         """Bins with round edges, as many as tell something; a long tail is one without an end."""
         top = self._limit or (self._max if self._max <= 1.5 * most else most)
         number = min(max(math.ceil(2 * math.sqrt(self._count)), _LEAST_BINS), _MOST_BINS)
-        begin = self._min if self._min > top / 2 else 0.0
+        is_narrow = self._min > top / 2 and top - self._min > top / 100  # else the bins would be too fine
+        begin = self._min if is_narrow else 0.0
         step = self._step((top - begin) / number)
         first = math.floor(begin / (step * self._width) + 1e-9)
         last = max(math.ceil(top / (step * self._width) - 1e-9), first + 1)
