@@ -34,6 +34,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	  $(BIN)/python -m pip install -c constraints.txt -e '.[test,dev]'; \
 	fi
 	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps pyctcdecode # its metadata asks for NumPy below 2; its code does not
+	@$(BIN)/python -m pip install -q -c constraints.txt --no-deps axe-playwright-python # for the axe-core in it alone
 	@touch $@
 
 demo: setup ## transcribe the speech that ships with the project

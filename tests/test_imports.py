@@ -70,6 +70,7 @@ result_files -> errors stores
 embeddings -> errors inputs metrics output recording_names
 exports    -> errors output parts plan rttm schema stores
 references -> errors exports inputs metrics recording_names rttm
+report     -> errors exports metrics output plan recording_names references result_files stores w2v_ray
 console    -> job output plan progress
 sizing     -> decoder_config errors stores
 benchmark  -> audio config decoding errors frame_rate heads job models pipeline plan processors progress
@@ -87,11 +88,12 @@ cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
+cli_report -> report
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
 cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm
-cli        -> cli_output config console console_demo demo errors job job_file pipeline plan w2v_ray
+cli        -> cli_output cli_report config console console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

@@ -70,6 +70,7 @@ __all__ = [
     "OutputError",
     "ReadError",
     "RedecodeConfig",
+    "Report",
     "RunSummary",
     "SeamlessM4TFeatureExtractor",
     "SegmentError",
@@ -118,6 +119,7 @@ __all__ = [
     "redecode",
     "run",
     "transcribe",
+    "write_report",
 ]
 
 __version__ = "0.1.0"
@@ -189,6 +191,7 @@ if TYPE_CHECKING:
         Wav2Vec2Processor,
         Wav2Vec2ProcessorWithLM,
     )
+    from w2v_ray.report import Report, write_report
     from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 else:
     # Hidden from type checkers, which would take a module's __getattr__ to mean that any name exists.
@@ -215,6 +218,7 @@ else:
         "FlaxWav2Vec2Model": "w2v_ray.models.flax",
         "JobConfig": "w2v_ray.config",
         "RedecodeConfig": "w2v_ray.config",
+        "Report": "w2v_ray.report",
         "RunSummary": "w2v_ray.job",
         "SeamlessM4TFeatureExtractor": "w2v_ray.audio.seamless",
         "SequenceClassifierOutput": "w2v_ray.models.outputs",
@@ -256,6 +260,7 @@ else:
         "redecode": "w2v_ray.pipeline",
         "run": "w2v_ray.pipeline",
         "transcribe": "w2v_ray.plugin",
+        "write_report": "w2v_ray.report",
     }
 
     def __getattr__(name: str) -> object:

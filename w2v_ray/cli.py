@@ -19,6 +19,7 @@ from w2v_ray import (
     cli_jobs,
     cli_lm,
     cli_output,
+    cli_report,
 )
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode_job, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig
@@ -61,6 +62,7 @@ examples:
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --dry-run
   w2v-ray run pipelines/transcribe.yaml output=out/try
   w2v-ray status out
+  w2v-ray report out
   w2v-ray export out --format srt --output captions
   w2v-ray bench recordings/ --model ./checkpoint
   w2v-ray plan --hours 100000 --deadline 24h
@@ -155,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("output", metavar="OUT", help="the output folder of a job")
     cli_export.add_export(commands, common)
+    cli_report.add_report(commands, common)
     cli_output.add_commands(commands, common)
     cli_embeddings.add_commands(commands, common)
     cli_frames.add_commands(commands, common)
@@ -330,6 +333,7 @@ _COMMANDS = {
     "frames": _job,
     "lm": cli_lm.main,
     "redecode": _redecode,
+    "report": cli_report.report,
     "retry-errors": _retry_errors,
     "run": _run,
     "schema": cli_job_files.schema,
