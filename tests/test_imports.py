@@ -39,11 +39,19 @@ packing    ->
 attempts   ->
 item_process -> errors
 quarantine -> attempts errors item_process schema
-execution  -> attempts errors plan progress ray_auth
 metrics    -> errors
+metric_names ->
 progress   ->
+quality    ->
+lineage    -> stores
+metering   -> item_process progress
+telemetry  -> errors metric_names progress
+run_record -> errors lineage plan progress quality stores w2v_ray
+execution  -> attempts errors plan progress ray_auth run_record telemetry
+guards     -> item_process metering quarantine telemetry
+flow_record -> config head_config plan pools run_record schema telemetry
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
-stages     -> schema stores text
+stages     -> quality schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
@@ -53,7 +61,7 @@ job        -> hub languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> languages progress quarantine schema stages stores
+pipeline   -> flow_record guards languages progress quarantine schema stages stores telemetry
 dataset    -> output
 plugin_rows -> audio_config errors languages packing schema stages text
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
@@ -74,9 +82,10 @@ cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
+cli_status -> console errors plan run_record
 cli_jobs   -> align_config audio_config cli_decode config head_config
 cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job pipeline plan w2v_ray
+cli        -> cli_status console_demo demo errors job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
@@ -85,12 +94,15 @@ for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
 MAY_IMPORT_RAY = {
     "dataset",
     "execution",
+    "flow_record",
+    "guards",
     "pipeline",
     "plugin",
     "plugin_align",
     "plugin_heads",
     "plugin_rows",
     "ray_auth",
+    "telemetry",
 }
 
 

@@ -9,7 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
+from w2v_ray import (
+    __version__,
+    cli_embeddings,
+    cli_export,
+    cli_frames,
+    cli_jobs,
+    cli_lm,
+    cli_output,
+    cli_status,
+)
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -48,6 +57,7 @@ examples:
   w2v-ray align manifest.jsonl --output out --model ./checkpoint --text-key text
   w2v-ray transcribe recordings/ --output out --model ./checkpoint --lm lm.arpa --hotwords "Yamagishi,Povey"
   w2v-ray status out
+  w2v-ray status --follow s3://bucket/out
   w2v-ray export out --format srt --output captions
 """
 _DONE = {
@@ -135,13 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings to replace or add")
     cli_jobs.add_since_last(run)
 
-    status = commands.add_parser(
-        "status",
-        parents=[common],
-        help="say what is done, pending and rejected, in hours of audio",
-        description="Say what of a job's output is done, pending and rejected, in hours of audio.",
-    )
-    status.add_argument("output", metavar="OUT", help="the output folder of a job")
+    cli_status.add_status(commands, common)
     cli_export.add_export(commands, common)
     cli_output.add_commands(commands, common)
     cli_embeddings.add_commands(commands, common)
@@ -202,7 +206,7 @@ def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
         with console.shown_progress(quiet=args.json) as on_progress, under_way():
-            summary = run_plan(job, plan, on_progress=on_progress)
+            summary = run_plan(job, plan, on_progress=on_progress, command=args.command)
     return _finish(job, summary, args)
 
 
@@ -273,17 +277,6 @@ def _demo(args: argparse.Namespace) -> int:
     return code
 
 
-def _status(args: argparse.Namespace) -> int:
-    from w2v_ray import console
-
-    found = _status_of(args.output)
-    if args.json:
-        print(found.to_json())
-    else:
-        console.show_status(args.output, found)
-    return 0
-
-
 def _status_of(output: str) -> Status:
     from w2v_ray.plan import status
 
@@ -305,7 +298,7 @@ _COMMANDS = {
     "redecode": _redecode,
     "retry-errors": _retry_errors,
     "run": _run,
-    "status": _status,
+    "status": cli_status.status,
     "transcribe": _job,
 }
 
