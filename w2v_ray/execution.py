@@ -129,8 +129,10 @@ class Run:
             if self._stalled is not None:  # its flow was ended, which looks like the end of it
                 raise self._stalled
             self._poll()
+            progress = self._progress()
+            self._sample(progress)
             if self._on_progress is not None:
-                self._on_progress(self._progress())
+                self._on_progress(progress)
         return self._summaries
 
     def _take(self, summaries: Sequence[dict[str, Any]]) -> None:
