@@ -137,8 +137,9 @@ class Run:
 
     def _take(self, summaries: Sequence[dict[str, Any]]) -> None:
         for summary in summaries:
-            self._summaries.append(summary)
             self._published.add(summary, planned_s=self._plan.shard_seconds[summary["shard_id"]])
+            del summary["quality"]  # added up, and the longest part of what may be millions
+            self._summaries.append(summary)
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
