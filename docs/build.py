@@ -1,8 +1,8 @@
-"""Rewrites the parts of docs/*.md that repeat what the code says: the columns and the exceptions.
+"""Rewrites the parts of docs/*.md that repeat what the code says: columns, exceptions and metrics.
 
     python docs/build.py
 
-A part stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->``. The two modules that are
+A part stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->``. The modules that are
 repeated are run as files, so that this needs pyarrow alone and never the installed package.
 """
 
@@ -28,10 +28,20 @@ def column_table(fields: Any) -> str:
     return "\n".join(rows)
 
 
+def metric_table(metrics: Any) -> str:
+    """One line per metric."""
+    rows = ["| metric | kind | labels | unit | meaning |", "|---|---|---|---|---|"]
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.unit} | {metric.meaning} |")
+    return "\n".join(rows)
+
+
 def parts() -> dict[str, str]:
     """Every generated part: its name in the pages, and its text."""
     schema = runpy.run_path(str(ROOT / "w2v_ray" / "schema.py"))
     errors = runpy.run_path(str(ROOT / "w2v_ray" / "errors.py"))
+    metrics = runpy.run_path(str(ROOT / "w2v_ray" / "metric_names.py"))
     tree = re.search(r"(?m)^(?:    .*\n)+", errors["__doc__"])
     assert tree, "the docstring of errors.py draws the tree, indented by four spaces"
     columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "KEPT", "TRANSCRIPT", "REJECT", "ERROR"]
@@ -39,6 +49,7 @@ def parts() -> dict[str, str]:
     meanings = [f"| `{name}` | {errors[name].__doc__} |" for name in errors["__all__"]]
     return {name.lower(): column_table(schema[name]) for name in columns} | {
         "error_tree": "```\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",
+        "metrics": metric_table(metrics["METRICS"]),
         "error_classes": "\n".join(["| class | when |", "|---|---|", *meanings]),
     }
 

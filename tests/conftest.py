@@ -118,9 +118,11 @@ def ray_session(s3_server: None) -> Iterator[None]:
     """One Ray on two CPUs for all tests, whose workers know the S3 server; starting one takes 5 to 10 s."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "500")  # where Ray exports metrics, they are seen soon
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

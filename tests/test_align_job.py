@@ -54,7 +54,7 @@ def test_the_demo_archive_is_aligned(tmp_path: Path) -> None:
     job = AlignConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30)
     summary = run(job)
     assert (summary.num_items, summary.num_rows, summary.num_rejects) == (24, 24, 0)
-    assert sorted(path.name for path in output.iterdir()) == ["_plan", "_tmp", "alignments"]
+    assert sorted(path.name for path in output.iterdir()) == ["_plan", "_runs", "_tmp", "alignments"]
     for file in (output / "alignments").iterdir():
         assert pq.read_schema(file).names == schema.ALIGNMENT.names
         assert pq.read_schema(file).types == schema.ALIGNMENT.types

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import pytest
 
 from w2v_ray import console
 from w2v_ray.job import RunSummary
-from w2v_ray.progress import Meter, Progress
+from w2v_ray.progress import Meter, Progress, Tally
 
 
 def progress(**changes: float) -> Progress:
@@ -48,13 +51,42 @@ def test_audio_is_told_in_the_unit_that_fits(seconds: float, said: str) -> None:
     assert console.audio_time(seconds) == said
 
 
-def test_a_line_of_progress_says_hours_rate_time_left_and_rejects() -> None:
-    line = console.progress_line(progress())
-    assert line == "3.00 h of 10.00 h of audio, 72.0 x real time, 5:50 left, 9/30 shards, 2 rejects"
-    one = console.progress_line(progress(num_shards=1, num_shards_done=1, num_rejects=1))
-    assert one.endswith("1/1 shard, 1 reject")
+def test_a_line_of_progress_says_hours_rate_time_left_rejects_and_queues() -> None:
+    queue = {"encode": 2, "decode_text": 1, "write_parquet": 0}
+    line = console.progress_line(replace(progress(), queue=queue))
+    assert line == (
+        "3.0 of 10.0 h  |  72x real time  |  6 min left  |  2 rejects  |  queue: encode 2, decode 1, write 0"
+    )
+    one = console.progress_line(progress(planned_s=90.0, before_s=0.0, done_s=45.0, num_rejects=1))
+    assert one == "45.0 of 90.0 s  |  0.5x real time  |  2 min left  |  1 reject"
     first = console.progress_line(progress(done_s=0.0, before_s=0.0, num_rejects=0, num_shards_done=0))
-    assert first == "0 s of 10.00 h of audio, 0/30 shards"
+    assert first == "0.0 of 10.0 h  |  0 rejects"
+
+
+@pytest.mark.parametrize(
+    ("left_s", "said"), [(30.0, "30 s"), (600.0, "10 min"), (7200.0, "2.0 h"), (864_000.0, "10.0 days")]
+)
+def test_the_time_left_is_told_in_the_unit_that_fits(left_s: float, said: str) -> None:
+    planned_s = 20.0 + left_s  # 20 s of audio in 20 s of the clock
+    line = console.progress_line(progress(planned_s=planned_s, before_s=0.0, done_s=20.0, elapsed_s=20.0))
+    assert f"|  {said} left  |" in line
+
+
+def test_a_terminal_shows_one_line_as_long_as_it_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "20")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    stream = Terminal()
+    line = console.LiveLine(stream)
+    line.show("a" * 50)
+    line.show("b")
+    line.end(keep=True)
+    assert stream.getvalue() == "\r" + "a" * 19 + "\x1b[K" + "\rb\x1b[K" + "\n"
 
 
 def test_earlier_runs_count_as_done_but_not_as_speed() -> None:
@@ -74,8 +106,14 @@ def test_the_time_left_is_told_when_it_means_something() -> None:
 def test_the_meter_adds_up() -> None:
     meter = Meter()
     for seconds in (1.5, 2.5):
-        meter.add(seconds)
-    assert meter.total() == 4.0
+        meter.add(Tally(stage="encode", audio_s=seconds, errors={("encode", "EncodeError"): 1}))
+    meter.add(Tally(stage="write_parquet", rows=3, audio_s=4.0))
+    assert meter.encoded_s() == 4.0
+    totals = meter.totals()
+    assert (totals["encode"].audio_s, totals["write_parquet"].rows) == (4.0, 3)
+    assert totals["encode"].errors == {("encode", "EncodeError"): 2}
+    assert totals["encode"].padding_s is None  # nobody said
+    assert Meter().encoded_s() == 0.0
 
 
 def test_the_closing_lines_name_what_was_rejected_and_what_was_not_planned(
@@ -97,8 +135,9 @@ def test_no_progress_where_it_would_be_in_the_way(capsys: pytest.CaptureFixture[
     with console.shown_progress(quiet=False) as show:  # no terminal: lines, the last one always
         assert show is not None
         show(progress(num_shards_done=1))
-        show(progress(num_shards_done=30))
-        show(progress(num_shards_done=30))
+        show(progress(num_shards_done=2, done_s=9_000.0))
+        show(progress(num_shards_done=30, done_s=32_400.0))
+        show(progress(num_shards_done=30, done_s=32_400.0))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "30/30 shards" in lines[-1]
+    assert lines[-1].startswith("10.0 of 10.0 h")

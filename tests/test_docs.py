@@ -58,7 +58,7 @@ def test_the_index_links_every_page() -> None:
     assert {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"} <= linked
 
 
-@pytest.mark.parametrize("name", ["data-flow.md", "errors.md"])
+@pytest.mark.parametrize("name", ["data-flow.md", "errors.md", "monitoring.md"])
 def test_generated_parts_equal_the_code(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert BUILD["PART"].search(text), "the page has a generated part"

@@ -42,12 +42,20 @@ packing    ->
 attempts   ->
 item_process -> errors
 quarantine -> attempts errors item_process schema
-execution  -> attempts errors plan progress ray_auth
 metrics    -> errors
+metric_names ->
 progress   ->
 stages     -> encoder_config
+quality    ->
+lineage    -> stores
+metering   -> item_process progress
+telemetry  -> errors metric_names progress
+run_record -> errors lineage plan progress quality stores w2v_ray
+execution  -> attempts errors plan progress ray_auth run_record telemetry
+guards     -> item_process metering quarantine telemetry
+flow_record -> config head_config plan pools run_record schema telemetry
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
-stages     -> schema stores text
+stages     -> quality schema stores text
 frame_rate -> audio errors hub models processors schema
 heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
@@ -57,7 +65,7 @@ job        -> hub job_file languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> languages progress quarantine schema stages stores
+pipeline   -> flow_record guards languages progress quarantine schema stages stores telemetry
 dataset    -> output
 plugin_rows -> audio_config errors languages packing schema stages text
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
@@ -88,12 +96,14 @@ cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
+cli_status -> console errors plan run_record
 cli_report -> report
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
 cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm
-cli        -> cli_output cli_report config console console_demo demo errors job job_file pipeline plan w2v_ray
+cli        -> cli_output cli_report cli_status config console console_demo demo errors job job_file
+cli        -> pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
@@ -102,12 +112,15 @@ for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
 MAY_IMPORT_RAY = {
     "dataset",
     "execution",
+    "flow_record",
+    "guards",
     "pipeline",
     "plugin",
     "plugin_align",
     "plugin_heads",
     "plugin_rows",
     "ray_auth",
+    "telemetry",
 }
 
 

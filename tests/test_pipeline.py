@@ -22,6 +22,7 @@ from w2v_ray.config import RedecodeConfig
 from w2v_ray.pipeline import redecode
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Progress
+from w2v_ray.run_record import newest_run
 
 MODEL = str(demo.CHECKPOINT)
 
@@ -147,6 +148,12 @@ def test_decoding_again_gives_what_a_run_with_the_language_model_gives(
     rows, greedy = rows_of(output), rows_of(demo_run[0])
     assert (summary.num_rows, summary.num_items, summary.num_rejects) == (24, 24, 0)
     assert seen[-1].num_shards_done == summary.num_shards == 5
+    record = newest_run(str(output))
+    assert record is not None
+    assert (record["command"], record["state"], record["totals"]["num_rows"]) == ("redecode", "done", 24)
+    assert list(record["stages"]) == ["read_log_probs", "decode_text", "write_parquet"]
+    assert record["stages"]["decode_text"]["frames"] == sum(row["num_frames"] for row in rows)
+    assert record["inputs"] == [{"namespace": "file", "name": str(demo_run[0])}]
     same = ("shard_id", "segment_id", "start_s", "end_s", "metadata", "num_frames", "codec")
     assert [[row[n] for n in same] for row in rows] == [[row[n] for n in same] for row in greedy]
     assert all(row["lm_score"] is not None and row["characters"] for row in rows)

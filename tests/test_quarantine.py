@@ -277,6 +277,26 @@ def test_the_state_says_what_is_done_and_in_hand() -> None:
     assert (state.stage, state.num_begun, state.num_done, state.in_hand) == ("decode", 2, 1, (("q", 7.0),))
 
 
+def test_what_waits_is_done_before_and_not_begun_here() -> None:
+    book = Attempts()
+    queue = {"encode": "decode", "write": "encode"}
+    for shard in ("p", "q", "r"):
+        book.begin("decode", shard)
+        book.finish("decode", shard)
+    assert book.waiting(queue) == {"encode": 3, "write": 0}
+    book.begin("encode", "p")
+    book.begin("encode", "p")  # again, as its worker died
+    assert book.waiting(queue) == {"encode": 2, "write": 0}
+    book.finish("encode", "p")
+    book.begin("decode", "p")  # again, as what was made of it is lost
+    book.finish("decode", "p")
+    book.begin("encode", "p")
+    assert book.waiting(queue) == {"encode": 2, "write": 1}
+    book.finish("write", "p")
+    book.finish("write", "q")  # of a worker that began before the book's node was lost
+    assert book.waiting(queue) == {"encode": 2, "write": 0}
+
+
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []

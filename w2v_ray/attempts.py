@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 __all__ = ["Attempts", "Key", "Record", "StageState"]
@@ -46,6 +46,7 @@ class StageState:
     num_begun: int
     """Beginnings, repeated ones included."""
     num_done: int
+    """Shards finished, each counted once."""
     num_marked: int
     """Batches and items taken in hand or put down."""
     in_hand: tuple[tuple[str, float], ...]
@@ -56,6 +57,7 @@ class StageState:
 class _Work:
     record: Record = field(default_factory=Record)
     is_open: bool = False
+    is_done: bool = False
     began_at: float = 0.0
     in_hand: tuple[Key, ...] = ()
     is_alone: bool = False
@@ -74,6 +76,7 @@ class Attempts:
         self._clock = clock
         self._work: dict[tuple[str, str], _Work] = {}
         self._done: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # begun and not finished yet, by anybody
         self._begun: Counter[str] = Counter()
         self._marked: Counter[str] = Counter()
         self._accidents = 0
@@ -83,6 +86,8 @@ class Attempts:
         work = self._work.setdefault((stage, shard), _Work())
         if work.is_open:
             self._note_death(work)
+        elif not work.is_done:
+            self._open[stage] += 1
         work.is_open, work.began_at, work.in_hand = True, self._clock(), ()
         work.record = replace(work.record, begun=work.record.begun + 1)
         self._begun[stage] += 1
@@ -108,12 +113,26 @@ class Attempts:
         work = self._work.setdefault((stage, shard), _Work())
         if work.record.deaths and not work.record.culprits:
             self._accidents += 1
-        self._done[stage] += 1
+        if not work.is_done:
+            self._open[stage] -= work.is_open
+            self._done[stage] += 1
         done = work.record
         # Culprits stay: what the worker made may be lost and made again, and Ray repeats what was done.
         self._work[stage, shard] = _Work(
-            Record(begun=done.begun, is_deadly=done.is_deadly, culprits=done.culprits)
+            Record(begun=done.begun, is_deadly=done.is_deadly, culprits=done.culprits), is_done=True
         )
+
+    def waiting(self, before: Mapping[str, str]) -> dict[str, int]:
+        """How many shards wait for stages.
+
+        Args:
+            before: The stages, each with the one whose shards it takes.
+        """
+        # Words of workers overtake each other, and a book that is new has missed some.
+        return {
+            stage: max(0, self._done[source] - self._done[stage] - self._open[stage])
+            for stage, source in before.items()
+        }
 
     def state(self) -> list[StageState]:
         """What every stage is doing, in the order in which they were first begun."""

@@ -20,6 +20,7 @@ from w2v_ray import (
     cli_lm,
     cli_output,
     cli_report,
+    cli_status,
 )
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode_job, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig
@@ -63,6 +64,7 @@ examples:
   w2v-ray run pipelines/transcribe.yaml output=out/try
   w2v-ray status out
   w2v-ray report out
+  w2v-ray status --follow s3://bucket/out
   w2v-ray export out --format srt --output captions
   w2v-ray bench recordings/ --model ./checkpoint
   w2v-ray plan --hours 100000 --deadline 24h
@@ -149,13 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_jobs.add_since_last(cli_job_files.add_run(commands, common, epilog=_EXIT_CODES))
     cli_job_files.add_schema(commands, common)
 
-    status = commands.add_parser(
-        "status",
-        parents=[common],
-        help="say what is done, pending and rejected, in hours of audio",
-        description="Say what of a job's output is done, pending and rejected, in hours of audio.",
-    )
-    status.add_argument("output", metavar="OUT", help="the output folder of a job")
+    cli_status.add_status(commands, common)
     cli_export.add_export(commands, common)
     cli_report.add_report(commands, common)
     cli_output.add_commands(commands, common)
@@ -231,7 +227,7 @@ def _run_planned(job: JobConfig, plan: Plan, args: argparse.Namespace) -> int:
         from w2v_ray.pipeline import run_plan  # torch and Ray load only where there is work for them
 
         with console.shown_progress(quiet=args.json) as on_progress, under_way():
-            summary = run_plan(job, plan, on_progress=on_progress)
+            summary = run_plan(job, plan, on_progress=on_progress, command=args.command)
     return _finish(job, summary, args)
 
 
@@ -302,17 +298,6 @@ def _demo(args: argparse.Namespace) -> int:
     return code
 
 
-def _status(args: argparse.Namespace) -> int:
-    from w2v_ray import console
-
-    found = _status_of(args.output)
-    if args.json:
-        print(found.to_json())
-    else:
-        console.show_status(args.output, found)
-    return 0
-
-
 def _status_of(output: str) -> Status:
     from w2v_ray.plan import status
 
@@ -337,7 +322,7 @@ _COMMANDS = {
     "retry-errors": _retry_errors,
     "run": _run,
     "schema": cli_job_files.schema,
-    "status": _status,
+    "status": cli_status.status,
     "transcribe": _job,
 }
 

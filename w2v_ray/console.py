@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -22,8 +21,10 @@ if TYPE_CHECKING:
     from w2v_ray.plan import Plan, Status
 
 __all__ = [
+    "LiveLine",
     "audio_time",
     "progress_line",
+    "record_line",
     "show_audit",
     "show_plan",
     "show_status",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _FINDINGS_SHOWN = 20
+_BETWEEN = "  |  "
 _PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
 
 
@@ -54,17 +56,79 @@ def _number(count: int, noun: str) -> str:
 
 
 def progress_line(progress: Progress) -> str:
-    """One line: audio done of all, the rate, the time left, the rejects."""
-    done = progress.before_s + progress.done_s
-    parts = [f"{audio_time(done)} of {audio_time(progress.planned_s)} of audio"]
-    if progress.done_s > 0:
-        parts.append(f"{progress.rate:.1f} x real time")
-    if progress.left_s:
-        parts.append(f"{_clock(progress.left_s)} left")
-    parts.append(f"{progress.num_shards_done}/{_number(progress.num_shards, 'shard')}")
-    if progress.num_rejects:
-        parts.append(_number(progress.num_rejects, "reject"))
-    return ", ".join(parts)
+    """One line: audio done of all, the rate, the time left, the rejects, and what waits for each stage."""
+    done_s = progress.before_s + progress.done_s
+    rate = progress.rate if progress.done_s > 0 else None
+    return _line(done_s, progress.planned_s, rate, progress.left_s, progress.num_rejects, progress.queue)
+
+
+def record_line(record: Mapping[str, Any]) -> str:
+    """The same of the record of a run, with its state where it is not running."""
+    p = record["progress"]
+    done_s, rate = p["before_s"] + p["done_s"], p["rate_x"] if p["done_s"] > 0 else None
+    left_s, queue = (p["left_s"], p["queue"]) if record["state"] == "running" else (None, {})
+    line = _line(done_s, p["planned_s"], rate, left_s, p["num_rejects"], queue)
+    return line if record["state"] == "running" else f"{record['state']}{_BETWEEN}{line}"
+
+
+def _line(
+    done_s: float,
+    planned_s: float,
+    rate: float | None,
+    left_s: float | None,
+    num_rejects: int,
+    queue: Mapping[str, int],
+) -> str:
+    seconds, unit = (1, "s") if planned_s < 120 else (60, "min") if planned_s < 7200 else (3600, "h")
+    parts = [f"{done_s / seconds:,.1f} of {planned_s / seconds:,.1f} {unit}"]
+    if rate is not None:
+        parts.append(f"{rate:,.0f}x real time" if rate >= 10 else f"{rate:.1f}x real time")
+    if left_s:
+        parts.append(f"{_wait(left_s)} left")
+    parts.append(_number(num_rejects, "reject"))
+    if queue:
+        waiting = (f"{stage.partition('_')[0]} {number}" for stage, number in queue.items())
+        parts.append(f"queue: {', '.join(waiting)}")
+    return _BETWEEN.join(parts)
+
+
+def _wait(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+class LiveLine:
+    """One line that changes in its place on a terminal; elsewhere, a line for each change.
+
+    Args:
+        stream: Where it is written.
+        every_s: Seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, stream: TextIO, *, every_s: float = 0.0) -> None:
+        self._console = Console(file=stream)
+        self._stream = stream
+        self._every_s = every_s
+        self._said, self._said_at = "", -math.inf
+
+    def show(self, line: str, *, is_last: bool = False) -> None:
+        """Shows a line in the place of the one before."""
+        if self._console.is_terminal:
+            # One column is left: a cursor behind the last would go to the next line.
+            self._stream.write(f"\r{line[: max(1, self._console.width - 1)]}\x1b[K")
+        elif line != self._said and (is_last or time.monotonic() - self._said_at >= self._every_s):
+            self._said, self._said_at = line, time.monotonic()
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def end(self, *, keep: bool) -> None:
+        """Leaves the line on the terminal, or takes it away."""
+        if self._console.is_terminal:
+            self._stream.write("\n" if keep else "\r\x1b[K")
+            self._stream.flush()
 
 
 @contextmanager
@@ -87,32 +151,15 @@ def show_plan(plan: Plan) -> None:
 
 @contextmanager
 def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Shows progress on standard error: a live bar in a terminal, a line now and then elsewhere."""
-    console = Console(stderr=True)
+    """Shows progress on standard error: one line in a terminal, and one now and then elsewhere."""
     if quiet:
         yield None
-    elif console.is_terminal:
-        with Bar(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            task = bar.add_task("starting workers", total=None)
-            yield lambda p: bar.update(
-                task, total=p.planned_s, completed=p.before_s + p.done_s, description=progress_line(p)
-            )
-    else:
-        yield _plain_lines()
-
-
-def _plain_lines() -> Callable[[Progress], None]:
-    last, said = 0.0, ""
-
-    def show(progress: Progress) -> None:
-        nonlocal last, said
-        line = progress_line(progress)
-        at_end = progress.num_shards_done == progress.num_shards
-        if line != said and (at_end or time.monotonic() - last >= _PLAIN_EVERY_S):
-            print(line, file=sys.stderr, flush=True)
-            last, said = time.monotonic(), line
-
-    return show
+        return
+    line = LiveLine(sys.stderr, every_s=_PLAIN_EVERY_S)
+    try:
+        yield lambda p: line.show(progress_line(p), is_last=p.num_shards_done == p.num_shards)
+    finally:
+        line.end(keep=False)
 
 
 def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segment") -> None:

@@ -10,8 +10,9 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import pyarrow as pa
@@ -23,15 +24,19 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from w2v_ray.attempts import Attempts, Key, Record, StageState
 from w2v_ray.errors import JobError, W2vRayError
 from w2v_ray.plan import Plan
-from w2v_ray.progress import Meter, Progress
+from w2v_ray.progress import Meter, Progress, StageTotals
 from w2v_ray.ray_auth import warn_of_open_cluster
+from w2v_ray.run_record import Published, RunRecord
+from w2v_ray.telemetry import RayMetrics
 
 __all__ = ["RemoteBook", "Run", "data_settings", "running_ray"]
 
 # A shard must stay one block after the encoder, however many log-probabilities it has.
 _MAX_BLOCK_BYTES = 8 * 2**30
 _POLL_S = 0.5
+_SAMPLE_S = 2.0  # between points of a run's record
 _ANSWER_S = 10.0  # within which an actor that only counts has answered
+_LAST_WORDS_S = 1.0  # in which what the last workers told has come to the meter
 _LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 
 
@@ -58,19 +63,36 @@ class Run:
     Args:
         plan: Of the job.
         stall_s: Seconds in which nothing moves before the run counts as stalled.
+        queues: The stages before which shards wait, each with the one whose shards it takes.
         on_progress: Called about twice a second with how far the run is.
+        record: What is written of the run; None: nothing is measured, and progress is told by whole shards.
     """
 
     def __init__(
-        self, plan: Plan, *, stall_s: float, on_progress: Callable[[Progress], None] | None = None
+        self,
+        plan: Plan,
+        *,
+        stall_s: float,
+        queues: Mapping[str, str],
+        on_progress: Callable[[Progress], None] | None = None,
+        record: RunRecord | None = None,
     ) -> None:
         counter: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-        self.meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(**counter).remote())
+        self.meter: ActorHandle[Meter] | None = None
+        if record is not None:
+            exporter = partial(RayMetrics, record.run)
+            self.meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(**counter).remote(exporter))
         self.attempts = cast("ActorHandle[Attempts]", ray.remote(Attempts).options(**counter).remote())
         self._plan = plan
+        self._planned_s, self._pending_s = plan.planned_s, plan.pending_s
         self._stall_s = stall_s
+        self._queues = dict(queues)
         self._on_progress = on_progress
+        self._record = record
         self._summaries: list[dict[str, Any]] = []
+        self._published = Published()
+        self._encoded_s = 0.0
+        self._queue = dict.fromkeys(queues, 0)
         self._began = self._moved_at = time.monotonic()
         self._moved: object = None
         self._first: tuple[float, float] = (0.0, 0.0)
@@ -86,38 +108,68 @@ class Run:
         ds.context.custom_execution_callback_classes = [_Executors]
         stop = threading.Event()
         thread = threading.Thread(target=self._watch, args=(stop,), name="watch", daemon=True)
-        thread.start()
-        try:
-            for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self._summaries.extend(cast(pa.Table, batch).to_pylist())
-        except Exception as error:
-            ours = self._stalled or _ours(error)
-            # Workers end when nothing refers to them: an error that somebody keeps must not, with their GPUs.
-            traceback.clear_frames(error.__traceback__)
-            del ds
-            gc.collect()
-            if ours is None:
-                raise
-            raise ours from error
-        finally:
-            stop.set()
-            thread.join()
-        if self._stalled is not None:  # its flow was ended, which looks like the end of it
-            raise self._stalled
-        if self._on_progress is not None:
-            self._on_progress(self._progress(self._encoded_s()))
+        with self._recorded():
+            thread.start()
+            try:
+                for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
+                    self._take(cast(pa.Table, batch).to_pylist())
+            except Exception as error:
+                ours = self._stalled or _ours(error)
+                # Workers end when nothing refers to them: an error that somebody keeps must not, with their
+                # GPUs.
+                traceback.clear_frames(error.__traceback__)
+                del ds
+                gc.collect()
+                if ours is None:
+                    raise
+                raise ours from error
+            finally:
+                stop.set()
+                thread.join()
+            if self._stalled is not None:  # its flow was ended, which looks like the end of it
+                raise self._stalled
+            self._poll()
+            progress = self._progress()
+            self._sample(progress)
+            if self._on_progress is not None:
+                self._on_progress(progress)
         return self._summaries
 
+    def _take(self, summaries: Sequence[dict[str, Any]]) -> None:
+        for summary in summaries:
+            self._published.add(summary, planned_s=self._plan.shard_seconds[summary["shard_id"]])
+            del summary["quality"]  # added up, and the longest part of what may be millions
+            self._summaries.append(summary)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        if self._record is not None:
+            self._record.update(self._progress(), self._published, {}, {})
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._end("interrupted")
+            raise
+        except BaseException as error:
+            self._end("failed", error)
+            raise
+        self._end("done")
+
     def _watch(self, stop: threading.Event) -> None:
-        next_check = time.monotonic()
+        next_check = next_sample = time.monotonic()
         while not stop.wait(_POLL_S):
             try:
-                encoded_s = self._encoded_s()
+                self._poll()
+                progress = self._progress()
                 if self._on_progress is not None:
-                    self._on_progress(self._progress(encoded_s))
-                if time.monotonic() >= next_check:
+                    self._on_progress(progress)
+                now = time.monotonic()
+                if now >= next_sample:
+                    next_sample = now + _SAMPLE_S
+                    self._sample(progress)
+                if now >= next_check:
                     next_check += min(10.0, self._stall_s / 4)
-                    self._check_stall(encoded_s)
+                    self._check_stall()
             except ray.exceptions.RayError:
                 logging.getLogger(__name__).exception("the actors that count do not answer")
             if self._stalled is not None:
@@ -125,11 +177,42 @@ class Run:
                     executor.shutdown(force=True, exception=self._stalled)
                 return
 
-    def _check_stall(self, encoded_s: float) -> None:
+    def _poll(self) -> None:
+        """Asks the actors what can be seen of the run from one moment to the next."""
+        asked: list[Any] = [self.attempts.waiting.remote(self._queues)]
+        if self.meter is not None:
+            asked.append(self.meter.encoded_s.remote())
+        self._queue, *encoded = ray.get(asked, timeout=_ANSWER_S)
+        self._encoded_s = encoded[0] if encoded else 0.0
+
+    def _sample(self, progress: Progress, *, is_last: bool = False) -> None:
+        if self.meter is None or self._record is None:
+            return
+        self.meter.show.remote(progress)
+        asked = [self.meter.totals.remote(), self.meter.notes.remote()]
+        totals, notes = ray.get(asked, timeout=_ANSWER_S)
+        self._record.update(progress, self._published, totals, notes, is_last=is_last)
+
+    def _end(self, state: str, error: BaseException | None = None) -> None:
+        """Completes the record, with what workers told before they ended."""
+        if self.meter is None or self._record is None:
+            return
+        with suppress(ray.exceptions.RayError):  # then it has what was known before
+            give_up = time.monotonic() + _LAST_WORDS_S
+            while state == "done" and time.monotonic() < give_up:
+                totals = cast(dict[str, StageTotals], ray.get(self.meter.totals.remote(), timeout=_ANSWER_S))
+                if totals.get("write_parquet", StageTotals()).shards >= len(self._summaries):
+                    break
+                time.sleep(0.05)
+            self._poll()
+            self._sample(self._progress(), is_last=True)
+        self._record.end(state, error)
+
+    def _check_stall(self) -> None:
         states = cast(list[StageState], ray.get(self.attempts.state.remote(), timeout=_ANSWER_S))
         moved = (
             len(self._summaries),
-            encoded_s,
+            self._encoded_s,
             [(state.num_begun, state.num_done, state.num_marked) for state in states],
         )
         now = time.monotonic()
@@ -146,26 +229,23 @@ class Run:
                 "what is published stays: run again, with a longer stall_seconds if work was going on"
             )
 
-    def _encoded_s(self) -> float:
-        return cast(float, ray.get(self.meter.total.remote(), timeout=_ANSWER_S))
-
-    def _progress(self, encoded_s: float) -> Progress:
-        planned_s, published = self._plan.shard_seconds, list(self._summaries)
-        pending_s = self._plan.pending_s
-        published_s = sum(planned_s[summary["shard_id"]] for summary in published)
-        done_s, elapsed_s = min(pending_s, max(published_s, encoded_s)), time.monotonic() - self._began
+    def _progress(self) -> Progress:
+        published = self._published
+        done_s = min(self._pending_s, max(published.planned_s, self._encoded_s))
+        elapsed_s = time.monotonic() - self._began
         if done_s > 0 and self._first == (0.0, 0.0):
             self._first = elapsed_s, done_s
         return Progress(
-            planned_s=self._plan.planned_s,
-            before_s=self._plan.planned_s - pending_s,
+            planned_s=self._planned_s,
+            before_s=self._planned_s - self._pending_s,
             done_s=done_s,
             num_shards=self._plan.num_shards,
-            num_shards_done=self._plan.num_shards - self._plan.num_pending + len(published),
-            num_rejects=sum(summary["num_rejects"] for summary in published),
+            num_shards_done=self._plan.num_shards - self._plan.num_pending + published.num_shards,
+            num_rejects=published.num_rejects,
             elapsed_s=elapsed_s,
             first_elapsed_s=self._first[0],
             first_done_s=self._first[1],
+            queue=self._queue,
         )
 
 

@@ -12,14 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
@@ -29,6 +28,8 @@ from w2v_ray.attempts import Attempts
 from w2v_ray.config import ITEM_DEADLINE_S, JobConfig, RedecodeConfig
 from w2v_ray.decoding import reachable
 from w2v_ray.execution import RemoteBook, Run, data_settings, running_ray
+from w2v_ray.flow_record import queues_of, record_of, stages_of
+from w2v_ray.guards import Guard
 from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.languages import known_languages
@@ -38,19 +39,21 @@ from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
 from w2v_ray.pools import Pools
 from w2v_ray.progress import Meter, Progress
-from w2v_ray.quarantine import Book, GuardedEncoder, GuardedStage, TrackedStage, loaded
+from w2v_ray.quarantine import GuardedEncoder, TrackedStage, loaded
 from w2v_ray.schema import SAMPLE_RATE_HZ, TABLE_OF_TASK
-from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignText, AlignTextConfig, TakeText
-from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
+from w2v_ray.stages.align_text import MAX_ITEM_SECONDS, AlignTextConfig, TakeText
+from w2v_ray.stages.choose_labels import ChooseLabelsConfig
 from w2v_ray.stages.decode_audio import DecodeAudio, DecodeAudioConfig
-from w2v_ray.stages.decode_text import DecodeText, DecodeTextConfig
+from w2v_ray.stages.decode_text import DecodeTextConfig
 from w2v_ray.stages.encode_config import EncodeConfig
-from w2v_ray.stages.find_turns import FindTurns, FindTurnsConfig
-from w2v_ray.stages.keep_log_probs import KeepLogProbs, ReadLogProbs, ReadLogProbsConfig
+from w2v_ray.stages.find_turns import FindTurnsConfig
+from w2v_ray.stages.keep_log_probs import ReadLogProbs, ReadLogProbsConfig
+from w2v_ray.stages.make_results import RESULT_STAGES, ResultConfig, ResultStage
 from w2v_ray.stages.read_audio import ReadAudio, ReadAudioConfig
 from w2v_ray.stages.segment_audio import SegmentAudio, SegmentAudioConfig
 from w2v_ray.stages.take_language import TakeLanguage, TakeLanguageConfig
 from w2v_ray.stages.write_parquet import WriteParquet, WriteParquetConfig
+from w2v_ray.telemetry import RemoteMeter
 
 __all__ = ["build", "build_redecode", "redecode", "run", "run_plan", "run_redecode_plan", "running_ray"]
 
@@ -64,15 +67,6 @@ _REDECODE_STORE_BYTES = 2 * 2**30  # between reading and decoding, where shards 
 _LEAST_STALL_S = 1800.0
 _STALL_MARGIN_S = 300.0  # for a worker to start in the place of one that hung
 
-ResultConfig = DecodeTextConfig | AlignTextConfig | ChooseLabelsConfig | FindTurnsConfig
-# What makes a task's results of what its head gives: the stage, and the name that its rejects have.
-_RESULT_STAGES: dict[type[ResultConfig], tuple[str, Callable[[Any], Callable[[pa.Table], pa.Table]]]] = {
-    DecodeTextConfig: ("decode_text", DecodeText),
-    AlignTextConfig: ("align_text", AlignText),
-    ChooseLabelsConfig: ("choose_labels", ChooseLabels),
-    FindTurnsConfig: ("find_turns", FindTurns),
-}
-
 _ACTOR: dict[str, Any] = {
     "batch_format": "pyarrow",
     "max_restarts": _MAX_RESTARTS,
@@ -81,14 +75,23 @@ _ACTOR: dict[str, Any] = {
 
 
 def build(
-    job: JobConfig, plan: Plan, pools: Pools, *, meter: ActorHandle[Meter], attempts: ActorHandle[Attempts]
+    job: JobConfig,
+    plan: Plan,
+    pools: Pools,
+    *,
+    meter: ActorHandle[Meter] | None,
+    attempts: ActorHandle[Attempts],
 ) -> Dataset:
     """The flow over the shards that are not published yet: a lazy Dataset of shard summaries."""
     # torch comes with it: workers that import this module to do something else start in half the time and a
     # third of the memory without.
     from w2v_ray.stages import Encode
 
-    guard = _Guard(book=RemoteBook(attempts), item_deadline_s=job.item_deadline_seconds)
+    guard = Guard(
+        book=RemoteBook(attempts),
+        item_deadline_s=job.item_deadline_seconds,
+        meter=None if meter is None else RemoteMeter(meter),
+    )
     read = partial(ReadAudio, ReadAudioConfig())
     decode = partial(DecodeAudio, _decoding(job))
     segmentation = SegmentAudioConfig(
@@ -116,15 +119,17 @@ def build(
         # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
         if isinstance(job, AlignConfig):
-            ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
+            take_text = guard.metered(TakeText(job.text_key), "take_text")
+            ds = ds.map_batches(PackedStage(take_text), batch_size=1, **task)
         if (languages := _languages(job)) is not None:
-            ds = ds.map_batches(PackedStage(TakeLanguage(languages)), batch_size=1, **task)
+            take_language = guard.metered(TakeLanguage(languages), "take_language")
+            ds = ds.map_batches(PackedStage(take_language), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("read_audio", read)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("decode_audio", decode)), batch_size=1, **task)
         ds = ds.map_batches(PackedStage(guard.stage("segment_audio", segment)), batch_size=1, **task)
         ds = ds.map_batches(
             EncodeShard,  # from here on a shard is a block of segments
-            fn_constructor_kwargs={"make": partial(Encode, encode), "meter": meter, "guard": guard},
+            fn_constructor_kwargs={"make": partial(Encode, encode), "guard": guard},
             batch_size=1,
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
@@ -182,10 +187,15 @@ def build_redecode(
     vocabulary: Vocabulary,
     pools: Pools,
     *,
+    meter: ActorHandle[Meter] | None,
     attempts: ActorHandle[Attempts],
 ) -> Dataset:
     """The flow over the kept log-probabilities of the shards that are not published yet."""
-    guard = _Guard(book=RemoteBook(attempts), item_deadline_s=ITEM_DEADLINE_S)
+    guard = Guard(
+        book=RemoteBook(attempts),
+        item_deadline_s=ITEM_DEADLINE_S,
+        meter=None if meter is None else RemoteMeter(meter),
+    )
     source_fingerprint, _ = read_job(job.source)
     read = ReadLogProbsConfig(
         source=job.source, job_fingerprint=source_fingerprint, tokenizer=vocabulary.tokenizer
@@ -208,7 +218,7 @@ def build_redecode(
             ]
         )
         stage = TrackedStage(ReadLogProbs(read), name="read_log_probs", book=guard.book)
-        ds = ds.map_batches(stage, batch_size=1, **_task(pools))
+        ds = ds.map_batches(guard.metered(stage, "read_log_probs"), batch_size=1, **_task(pools))
         return _finished_and_written(ds, [text], write, pools, guard, keep=None)
 
 
@@ -217,13 +227,13 @@ def _finished_and_written(
     results: Sequence[ResultConfig],
     write: WriteParquetConfig,
     pools: Pools,
-    guard: _Guard,
+    guard: Guard,
     *,
     keep: int | None,
 ) -> Dataset:
     """The end of every flow: blocks of encoded segments in, one each shard, and summaries out."""
     if results:
-        name = _RESULT_STAGES[type(results[0])][0]
+        name = RESULT_STAGES[type(results[0])][0]
         ds = ds.map_batches(
             ResultShard,
             fn_constructor_kwargs={"make": partial(ResultStage, results, keep), "name": name, "guard": guard},
@@ -261,9 +271,16 @@ def run(job: JobConfig, *, on_progress: Callable[[Progress], None] | None = None
 
 
 def run_plan(
-    job: JobConfig, plan: Plan, *, on_progress: Callable[[Progress], None] | None = None
+    job: JobConfig,
+    plan: Plan,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    command: str | None = None,
 ) -> RunSummary:
-    """Runs what is pending of a plan that ``prepare`` made for the job; otherwise as ``run``."""
+    """Runs what is pending of a plan that ``prepare`` made for the job; otherwise as ``run``.
+
+    ``command`` is what the record of the run says was asked for, where it is not the job's task.
+    """
     began = time.monotonic()
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
@@ -276,7 +293,13 @@ def run_plan(
             stall_s = job.stall_seconds or max(
                 _LEAST_STALL_S, job.item_deadline_seconds + job.shard_seconds + _STALL_MARGIN_S
             )
-            run = Run(plan, stall_s=stall_s, on_progress=on_progress)
+            run = Run(
+                plan,
+                stall_s=stall_s,
+                queues=queues_of(stages_of(job)),
+                on_progress=on_progress,
+                record=record_of(job, plan, pools, command=command),
+            )
             shards_ahead = _SHARDS_AHEAD * pools.num_encoders
             store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
             with data_settings(store_bytes):
@@ -313,35 +336,54 @@ def run_redecode_plan(
         with running_ray():
             cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             pools = Pools.for_redecode(job, cpus=cpus)
-            run = Run(plan, stall_s=_LEAST_STALL_S, on_progress=on_progress)
+            run = Run(
+                plan,
+                stall_s=_LEAST_STALL_S,
+                queues=queues_of(stages_of(job)),
+                on_progress=on_progress,
+                record=record_of(job, plan, pools, command=None),
+            )
             with data_settings(_REDECODE_STORE_BYTES):
-                summaries = run.gather(build_redecode(job, plan, vocabulary, pools, attempts=run.attempts))
+                summaries = run.gather(
+                    build_redecode(job, plan, vocabulary, pools, meter=run.meter, attempts=run.attempts)
+                )
     return summarize(job, plan, summaries, time.monotonic() - began)
 
 
 class EncodeShard:
     """The encoder as an actor: a packed shard in, a block of encoded segments out."""
 
-    def __init__(
-        self, make: Callable[..., Callable[[pa.Table], pa.Table]], meter: ActorHandle[Meter], guard: _Guard
-    ) -> None:
+    def __init__(self, make: Callable[..., Callable[[pa.Table], pa.Table]], guard: Guard) -> None:
+        worker = _actor_id()
+        meter = guard.batch_meter(worker)
+
         def encoder(
             before: Callable[[Sequence[int]], None], report: Callable[[float], None]
         ) -> Callable[[pa.Table], pa.Table]:
-            return make(before=before, report=report)
+            made = make(before=before, report=report)
+            if meter is not None and guard.meter is not None:
+                meter.watch(made)
+                if (attention := getattr(made, "attention", None)) is not None:
+                    guard.meter.note("attention", attention)
+            return made
 
         def guarded() -> GuardedEncoder:
             return GuardedEncoder(
                 encoder,
                 book=guard.book,
                 item_deadline_s=guard.item_deadline_s,
-                report=meter.add.remote,
+                report=_nowhere if meter is None else meter.batch,
             )
 
-        self._stage = loaded(guarded, name="encode", worker=_actor_id(), book=guard.book)
+        stage = loaded(guarded, name="encode", worker=worker, book=guard.book)
+        self._stage = guard.metered(stage, "encode", by_batch=meter)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._stage(unpack(batch))
+
+
+def _nowhere(seconds: float) -> None:
+    pass
 
 
 def _decoding(job: JobConfig) -> DecodeAudioConfig:
@@ -349,28 +391,12 @@ def _decoding(job: JobConfig) -> DecodeAudioConfig:
     return replace(config, max_item_seconds=MAX_ITEM_SECONDS) if isinstance(job, AlignConfig) else config
 
 
-class ResultStage:
-    """The stages that make the results of all heads, one after another."""
-
-    def __init__(self, configs: Sequence[ResultConfig], keep: int | None) -> None:
-        self._stages: list[Callable[[pa.Table], pa.Table]] = []
-        for config in configs:
-            if keep is not None and isinstance(config, DecodeTextConfig):
-                self._stages.append(KeepLogProbs(config.tokenizer, count=keep))
-            self._stages.append(_RESULT_STAGES[type(config)][1](config))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        for stage in self._stages:
-            table = stage(table)
-        return table
-
-
 class ResultShard:
     """The last stages as an actor: a block of encoded segments in, one of results out."""
 
-    def __init__(self, make: Callable[[], ResultStage], name: str, guard: _Guard) -> None:
-        stage = partial(guard.stage, name, make)
-        self._stage = loaded(stage, name=name, worker=_actor_id(), book=guard.book)
+    def __init__(self, make: Callable[[], ResultStage], name: str, guard: Guard) -> None:
+        stage = loaded(partial(guard.guarded, name, make), name=name, worker=_actor_id(), book=guard.book)
+        self._stage = guard.metered(stage, name)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._stage(batch)
@@ -379,28 +405,12 @@ class ResultShard:
 class WriteShard:
     """The writer as an actor: a block of results in, the summary of the shard out."""
 
-    def __init__(self, make: Callable[[], WriteParquet], guard: _Guard) -> None:
-        self._stage = TrackedStage(make(), name="write_parquet", book=guard.book)
+    def __init__(self, make: Callable[[], WriteParquet], guard: Guard) -> None:
+        stage = TrackedStage(make(), name="write_parquet", book=guard.book)
+        self._stage = guard.metered(stage, "write_parquet")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._stage(batch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Guard:
-    """What makes a stage safe from its items."""
-
-    book: Book
-    item_deadline_s: float
-
-    def stage(self, name: str, make: Callable[[], Callable[[pa.Table], pa.Table]]) -> GuardedStage:
-        return GuardedStage(
-            make(),
-            name=name,
-            maker=cloudpickle.dumps(make),  # type: ignore[no-untyped-call]
-            book=self.book,
-            item_deadline_s=self.item_deadline_s,
-        )
 
 
 def _actor_id() -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.made_outputs import rows_of, without_places, write_speech
 from w2v_ray import CheckpointError, JobConfig, JobError, pipeline, quarantine, run, stages
+from w2v_ray.run_record import newest_run
 from w2v_ray.stages.decode_audio import DecodeAudio
 from w2v_ray.stages.encode import Encode
 
@@ -179,6 +180,9 @@ def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
         patch.setattr(pipeline, "EncodeShard", Hurried)
         with pytest.raises(CheckpointError, match=r"^model\.safetensors is not there; try again$"):
             run(job_of(manifest, tmp_path / "never", tiny_checkpoint))
+    record = newest_run(str(tmp_path / "never"))
+    assert record is not None
+    assert (record["state"], record["error"]) == ("failed", "model.safetensors is not there; try again")
     assert len(list(loads.iterdir())) == 3
 
     class Stuck(pipeline.ResultStage):

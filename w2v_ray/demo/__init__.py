@@ -130,7 +130,7 @@ def clear(output: str) -> None:
     folder = Path(output)
     if not folder.exists():
         return
-    own = {"_plan", "_tmp", "transcripts", "embeddings", "rejects", "log_probs", "report.html"}
+    own = {"_plan", "_runs", "_tmp", "transcripts", "embeddings", "rejects", "log_probs", "report.html"}
     own |= {Path(redecoded(output)).name, Path(keywords(output)).name}
     strangers = {path.name for path in folder.iterdir()} - own
     if strangers or not (folder / "_plan" / "job.json").is_file():

@@ -126,15 +126,15 @@ class Encode:
             self._window = self._window_of(config.chunk_length_s, config.stride_length_s)
         budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
-        self.stats: dict[str, Any] = {
+        self.stats: dict[str, float] = {
             "batches": 0,
             "audio_s": 0.0,
             "padded_s": 0.0,
             "budget_s": self._budget.seconds,
-            "attention": encoder.attn_implementation,
-            "attention_reason": encoder.attn_reason,
         }
         """What was done since the model was loaded; seconds are of audio, those of padding apart."""
+        self.attention = {"name": encoder.attn_implementation, "reason": encoder.attn_reason}
+        """The kernel that was chosen, and why."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self._num_threads is not None:

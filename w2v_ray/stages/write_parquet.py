@@ -21,6 +21,7 @@ from w2v_ray import stores
 from w2v_ray.crash_points import crash_point
 from w2v_ray.errors import ConfigError, OutputError
 from w2v_ray.parts import content_sha256, part_name, partition_folder, read_footer, write_part
+from w2v_ray.quality import describe
 from w2v_ray.schema import LOG_PROBS, REJECT, TABLES, sized
 
 __all__ = ["WriteParquet", "WriteParquetConfig"]
@@ -36,6 +37,8 @@ _SUMMARY = pa.schema(
         "audio_s": pa.float64(),
         "rejected_s": pa.float64(),
         "rejects_by_reason": pa.string(),
+        "quality": pa.string(),
+        "num_bytes": pa.int64(),
     }
 )
 
@@ -85,6 +88,7 @@ class WriteParquet:
         self._table, self._also = config.table, config.also
         self._keeps_log_probs = config.keeps_log_probs
         self._partition_by = config.partition_by
+        self._num_bytes = 0  # put for the shard in hand
         kept = LOG_PROBS.names if config.keeps_log_probs else []
         names = [name for table in (config.table, *config.also) for name in TABLES[table].names]
         self._needed = list(dict.fromkeys([*names, *_NEEDED, *kept]))
@@ -94,11 +98,12 @@ class WriteParquet:
         assert len(shard_ids) == 1, f"rows of {len(shard_ids)} shards in one call: {shard_ids[:3]}"
         path = stores.join(self._output, self._table, part_name(shard_ids[0], self._folder(table)))
         summary = self._published(path, shard_ids[0])
+        self._num_bytes = 0
         if summary is None:
             order = [(name, "ascending") for name in ("item_index", "channel", "segment_index")]
             summary = self._publish(path, table.select(self._needed).sort_by(order))
-        reasons = json.dumps(summary["rejects_by_reason"])
-        row = {name: summary[name] for name in _SUMMARY.names} | {"rejects_by_reason": reasons}
+        texts = {name: json.dumps(summary.get(name, {})) for name in ("rejects_by_reason", "quality")}
+        row = {name: summary.get(name) for name in _SUMMARY.names} | texts | {"num_bytes": self._num_bytes}
         return pa.Table.from_pylist([row], schema=_SUMMARY)
 
     def _publish(self, path: str, table: pa.Table) -> dict[str, Any]:
@@ -118,6 +123,7 @@ class WriteParquet:
             "audio_s": pc.sum(rows.column("duration_s")).as_py() or 0.0,
             "rejected_s": pc.sum(rejects.column("planned_s")).as_py() or 0.0,
             "rejects_by_reason": dict(sorted(Counter(rejects.column("error_class").to_pylist()).items())),
+            "quality": describe(rows),
         }
         beside: dict[str, Any] = {}
         if rejects.num_rows:
@@ -130,6 +136,7 @@ class WriteParquet:
         crash_point("commit.kept")
         summary |= {"rows_sha256": content_sha256(rows)} | beside
         data = write_part(rows, self._job_fingerprint, summary)
+        self._num_bytes += len(data)
         if stores.publish(path, data, root=self._output, exclusive=True):
             crash_point("commit.done")
             return summary
@@ -144,6 +151,7 @@ class WriteParquet:
     def _put_beside(self, folder: str, table: pa.Table, summary: dict[str, Any]) -> dict[str, Any]:
         """Publishes a table beside the rows, under a name of its content; what their footer says of it."""
         data = write_part(table, self._job_fingerprint, summary)
+        self._num_bytes += len(data)
         sha256 = hashlib.sha256(data).hexdigest()
         name = f"{folder}/part-{summary['shard_id']}-{sha256[:12]}.parquet"
         stores.publish(stores.join(self._output, name), data, root=self._output)
