@@ -52,6 +52,9 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         vad: speech.detect:find
         keep_non_speech: false
         num_encoders: 2
+        max_encoders: 8
+        gpus_per_encoder: 0.5
+        accelerator_type: L4
         encoder_threads: 4
         num_decoders: 3
         decoder_threads: 2
@@ -106,6 +109,9 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         vad="speech.detect:find",
         keep_non_speech=False,
         num_encoders=2,
+        max_encoders=8,
+        gpus_per_encoder=0.5,
+        accelerator_type="L4",
         encoder_threads=4,
         num_decoders=3,
         decoder_threads=2,
@@ -258,6 +264,10 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path: Path) -> None:
         ("max_reject_rate", 5, "0 to 1"),
         ("num_encoders", 0, "1 or more"),
         ("num_encoders", True, "whole number"),
+        ("max_encoders", 0, "1 or more"),
+        ("gpus_per_encoder", 0, "0.01 to 1"),
+        ("gpus_per_encoder", 2, "0.01 to 1"),
+        ("accelerator_type", " ", "a name such as L4"),
         ("encoder_threads", -1, "1 or more"),
         ("num_decoders", 1.0, "whole number"),
     ],
@@ -267,6 +277,17 @@ def test_a_bad_value_is_named_with_its_bound(name: str, value: object, bound: st
         job(**{name: value})
     assert name in str(caught.value)
     assert bound in str(caught.value)
+
+
+def test_placements_that_contradict_each_other_are_refused() -> None:
+    for setting in ({"accelerator_type": "L4"}, {"gpus_per_encoder": 0.5}):
+        (name,) = setting
+        with pytest.raises(ConfigError, match=f"{name} is .* but device is 'cpu'"):
+            job(device="cpu", **setting)
+    with pytest.raises(ConfigError, match="max_encoders is 2 and num_encoders 3"):
+        job(num_encoders=3, max_encoders=2)
+    assert job(accelerator_type="L4").wants_gpu
+    assert not job().wants_gpu
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -330,6 +351,9 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "vad": "speech:other",
         "keep_non_speech": False,
         "num_encoders": 2,
+        "max_encoders": 4,
+        "gpus_per_encoder": 0.5,
+        "accelerator_type": "L4",
         "encoder_threads": 2,
         "num_decoders": 2,
         "decoder_threads": 2,

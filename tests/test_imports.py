@@ -52,8 +52,9 @@ job        -> align_config audio config decoder_config decoding errors frame_rat
 job        -> hub languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
+machines   -> errors pools ray_auth
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> languages progress quarantine schema stages stores
+pipeline   -> languages machines progress quarantine schema stages stores
 dataset    -> output
 plugin_rows -> audio_config errors languages packing schema stages text
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
@@ -85,6 +86,7 @@ for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
 MAY_IMPORT_RAY = {
     "dataset",
     "execution",
+    "machines",
     "pipeline",
     "plugin",
     "plugin_align",

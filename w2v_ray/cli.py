@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("w2v_ray.ray_auth").setLevel(logging.WARNING)
+    for name in ("w2v_ray.machines", "w2v_ray.ray_auth"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in _TALKATIVE if args.debug else ():
         logging.getLogger(name).setLevel(logging.INFO)
     try:

@@ -19,6 +19,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from w2v_ray.attempts import Attempts, Key, Record, StageState
 from w2v_ray.errors import JobError, W2vRayError
@@ -64,7 +65,14 @@ class Run:
     def __init__(
         self, plan: Plan, *, stall_s: float, on_progress: Callable[[Progress], None] | None = None
     ) -> None:
-        counter: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        # Beside the driver: a machine that comes and goes with the work must not take the counts with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
         self.meter = cast("ActorHandle[Meter]", ray.remote(Meter).options(**counter).remote())
         self.attempts = cast("ActorHandle[Attempts]", ray.remote(Attempts).options(**counter).remote())
         self._plan = plan
