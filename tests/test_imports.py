@@ -70,14 +70,18 @@ references -> errors exports inputs metrics recording_names rttm
 console    -> job output plan progress
 console_demo -> demo metrics
 cli_lm     -> errors text
+job_text   -> config
+render     -> config errors job_text
+submission -> errors job_text
+cli_cluster -> config job_text render submission
 cli_decode -> config console decoder_config errors job pipeline
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
 cli_output -> console errors output
 cli_jobs   -> align_config audio_config cli_decode config head_config
-cli        -> cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config console
-cli        -> console_demo demo errors job pipeline plan w2v_ray
+cli        -> cli_cluster cli_decode cli_embeddings cli_export cli_frames cli_jobs cli_lm cli_output config
+cli        -> console console_demo demo errors job pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
@@ -93,6 +97,7 @@ MAY_IMPORT_RAY = {
     "plugin_heads",
     "plugin_rows",
     "ray_auth",
+    "submission",
 }
 
 

@@ -9,7 +9,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from w2v_ray import __version__, cli_embeddings, cli_export, cli_frames, cli_jobs, cli_lm, cli_output
+from w2v_ray import (
+    __version__,
+    cli_cluster,
+    cli_embeddings,
+    cli_export,
+    cli_frames,
+    cli_jobs,
+    cli_lm,
+    cli_output,
+)
 from w2v_ray.cli_decode import add_redecode, quieten_ray, redecode, run_redecode, under_way
 from w2v_ray.config import JobConfig, RedecodeConfig, load_job
 from w2v_ray.errors import (
@@ -148,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_embeddings.add_commands(commands, common)
     cli_frames.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
+    cli_cluster.add_commands(commands, common)
     return parser
 
 
@@ -292,6 +302,7 @@ def _status_of(output: str) -> Status:
 
 
 _COMMANDS = {
+    **cli_cluster.COMMANDS,
     **cli_embeddings.COMMANDS,
     **cli_frames.COMMANDS,
     "align": _job,

@@ -242,7 +242,7 @@ def _finished_and_written(
         fn_constructor_kwargs={"make": partial(WriteParquet, write), "guard": guard},
         batch_size=None,
         num_cpus=pools.task_cpus,
-        compute=_pool(pools.num_writers, pools),
+        compute=ActorPoolStrategy(size=pools.num_writers),
         **_ACTOR,
         **_environment(),
     )

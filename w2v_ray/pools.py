@@ -44,7 +44,7 @@ class Pools:
     decoder_threads: int
     num_writers: int
     task_cpus: float
-    growth: float = 1.0  # how many times these workers there may be once machines have joined
+    growth: float = 1.0  # how many times these encoders and decoders there may be once machines have joined
 
     @classmethod
     def for_cluster(cls, job: JobConfig, machines: Machines) -> Pools:
@@ -79,19 +79,25 @@ class Pools:
             raise ConfigError(
                 f"num_encoders is {num_encoders} but the cluster has {cpus:g} CPUs; set {int(cpus)} at most"
             )
+        growth = max(1.0, (job.max_encoders or num_encoders) / num_encoders)
+        encoder_cpus = share
+        if not on_gpu:
+            # One that comes with a machine must not fit on those that have one already.
+            encoder_cpus = node_cpus / 2 if growth > 1 else min(safe_cpus / 2 / num_encoders, node_cpus)
         pools = cls(
             # Encoders on CPUs use all of them; a reader feeds what four cores encode with the smallest model.
             num_readers=None if on_gpu or job.max_encoders else max(1, int(cpus // 4)),
             num_encoders=num_encoders,
-            encoder_cpus=share if on_gpu else min(safe_cpus / 2 / num_encoders, node_cpus),
+            encoder_cpus=encoder_cpus,
             encoder_gpus=job.gpus_per_encoder if on_gpu else 0.0,
             encoder_threads=max(1, int(node_cpus) // math.ceil(num_encoders / machines.num_nodes)),
             num_decoders=num_decoders,
-            decoder_cpus=decoder_cpus,
+            # All that there may be fit on what is there at first, should the rest go.
+            decoder_cpus=decoder_cpus / growth,
             decoder_threads=threads,
             num_writers=max(1, int(safe_cpus // 8)),
             task_cpus=share,
-            growth=max(1.0, (job.max_encoders or num_encoders) / num_encoders),
+            growth=growth,
         )
         reserved = pools.num_encoders * pools.encoder_cpus + pools.num_decoders * pools.decoder_cpus
         reserved += pools.num_writers * pools.task_cpus
