@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import shlex
+import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from w2v_ray.errors import ConfigError, JobError, MissingExtraError
@@ -13,6 +18,13 @@ from w2v_ray.job_text import label
 __all__ = ["Submission", "submit"]
 
 _END = "END_OF_JOB"
+_START_S = 60.0  # in which a head that has just started takes jobs
+# They tell of every package that is sent.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -36,7 +48,10 @@ class Submission:
         Raises:
             JobError: It was stopped, or never started.
         """
-        asyncio.run(self._tail(write))
+        with warnings.catch_warnings():
+            # Ray 2.60 to 2.63 asks aiohttp for what it calls deprecated.
+            warnings.filterwarnings("ignore", "ssl=None is deprecated")
+            asyncio.run(self._tail(write))
         info = self._client.get_job_info(self.submission_id)
         if info.driver_exit_code is None:
             raise JobError(
@@ -72,7 +87,7 @@ def submit(
 
     Raises:
         MissingExtraError: Ray's client of the Jobs API is not installed.
-        ConfigError: The job server cannot be reached.
+        ConfigError: The job server cannot be reached, or asks for a token that is not here.
     """
     client = _client(address)
     name = label(name, length=200)
@@ -83,25 +98,51 @@ def submit(
             return Submission(client, submission_id, is_new=False)
         attempt += 1
     command = shlex.join(["w2v-ray", "run", "/dev/stdin", *options])
-    try:
-        client.submit_job(
-            entrypoint=f"{command} <<'{_END}'\n{text.rstrip()}\n{_END}",
-            submission_id=submission_id,
-            runtime_env={"working_dir": working_dir} if working_dir else {},
-            metadata={"name": name},
-        )
-    except RuntimeError:
-        if submission_id not in {one.submission_id for one in client.list_jobs()}:
-            raise
-        return Submission(client, submission_id, is_new=False)  # somebody else was as fast
-    return Submission(client, submission_id, is_new=True)
+    request = {
+        "entrypoint": f"{command} <<'{_END}'\n{text.rstrip()}\n{_END}",
+        "submission_id": submission_id,
+        "runtime_env": {"working_dir": working_dir} if working_dir else {},
+        "metadata": {"name": name},
+    }
+    return Submission(client, submission_id, is_new=_was_taken(client, request))
+
+
+def _was_taken(client: Any, request: dict[str, Any]) -> bool:
+    """Sends the request; False where somebody else was as fast, and the job is there without it."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            client.submit_job(**request)
+            return True
+        except RuntimeError as error:
+            if request["submission_id"] in {one.submission_id for one in client.list_jobs()}:
+                return False
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(2)
 
 
 def _client(address: str | None) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    place = address or "the address of RAY_ADDRESS"
     try:
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:
+            # Ray's own client looks for its token only where RAY_AUTH_MODE says so.
+            if (token := _token()) is None:
+                raise
+            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+    except AuthenticationError as error:
+        raise ConfigError(
+            f"the job server at {place} asks for a token, and there is none here that it takes; put that of "
+            "the cluster into RAY_AUTH_TOKEN"
+        ) from error
     except RuntimeError as error:
         if "ray[default]" in str(error):
             raise MissingExtraError(
@@ -110,6 +151,13 @@ def _client(address: str | None) -> Any:
         raise
     except ConnectionError as error:
         raise ConfigError(
-            f"no job server answers at {address or 'the address of RAY_ADDRESS'} "
-            f"({' '.join(str(error).split())[:200]}); name one with --address http://HEAD:8265"
+            f"no job server answers at {place}; name one with --address http://HEAD:8265"
         ) from error
+
+
+def _token() -> str | None:
+    """The token that Ray has here, from where it looks itself."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
