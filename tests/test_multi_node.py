@@ -86,14 +86,14 @@ def until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, 
 
 
 def start(
-    machines: Machines, clean: Path, model: Path, output: Path, options: str = ""
+    machines: Machines, clean: Path, model: Path, output: Path, options: str = "", **environment: str
 ) -> subprocess.Popen[bytes]:
     go = output.parent / "go"
     go.touch()
     command = [sys.executable, slow_driver.__file__, str(go), str(model)]
     return subprocess.Popen(
         [*command, str(clean / "in" / "manifest.jsonl"), str(output)],
-        env=machines.environment | {"SLOW_S": "2", "SLOW_OPTIONS": options},
+        env=machines.environment | {"SLOW_S": "2", "SLOW_OPTIONS": options} | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -133,6 +133,11 @@ def test_a_job_waits_for_the_first_machine_grows_with_the_next_and_outlives_one(
     machines: Machines, clean: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
+    hopeless = start(machines, clean, tiny_checkpoint, output, "--stall-seconds 5")
+    said = hopeless.communicate(timeout=120)[1].decode()
+    assert hopeless.returncode == 1
+    assert "no machine with CPUs for work joined the cluster at" in said
+
     driver = start(machines, clean, tiny_checkpoint, output, "--max-encoders 2")
     time.sleep(10)  # there is nothing to be seen of a job that waits
     assert driver.poll() is None
@@ -144,3 +149,20 @@ def test_a_job_waits_for_the_first_machine_grows_with_the_next_and_outlives_one(
     assert len(rows_of(output)) < len(NAMES), "the job was over before the machine was lost"
     said = check_clean(driver, output, clean)
     assert "has no machine with CPUs for work yet; waiting up to 1800 s for one" in said
+
+
+@pytest.mark.slow
+def test_encoders_share_gpus_of_the_type_that_is_asked_for(
+    machines: Machines, clean: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    machines.tell("add other 2 A10G")
+    output = tmp_path / "out"
+    options = "--accelerator-type L4 --gpus-per-encoder 0.5"
+    driver = start(machines, clean, tiny_checkpoint, output, options, SLOW_ON_CPU="1")
+    time.sleep(10)  # it waits for the right one
+    machines.tell("add right 2 L4")
+    until(lambda: rows_of(output), driver)
+    assert machines.tell("workers right").count("EncodeShard") == 2
+    assert "EncodeShard" not in machines.tell("workers other")
+    said = check_clean(driver, output, clean)
+    assert "has no machine with a GPU of type L4 yet" in said

@@ -47,6 +47,8 @@ def job_server() -> Iterator[str]:
     }
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    # Those of the default are for one Ray on a computer.
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
     head = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -65,9 +67,10 @@ def job_server() -> Iterator[str]:
     yield address
     head.send_signal(signal.SIGTERM)
     try:
-        head.wait(timeout=30)
+        head.wait(timeout=60)
     except subprocess.TimeoutExpired:
         os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -80,9 +83,13 @@ def test_a_job_is_submitted_once_followed_and_begun_again(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     sent, output = tmp_path / "sent", tmp_path / "out"
-    write_speech(sent / "in", [f"one-{index}" for index in range(5)])
+    sent.mkdir()
+    names = [f"one-{index}" for index in range(6)]
+    text = Path(write_speech(tmp_path / "archive", names)).read_text()
+    lines = [line.replace('path": "one-', f'path": "{tmp_path}/archive/one-') for line in text.splitlines()]
+    (sent / "list.jsonl").write_text("\n".join(lines[:5]))
     job = tmp_path / "nightly.yaml"
-    job.write_text(f"inputs: [in]\noutput: {output}\nmodel: {tiny_checkpoint}\nencoder_threads: 1\n")
+    job.write_text(f"inputs: [list.jsonl]\noutput: {output}\nmodel: {tiny_checkpoint}\nencoder_threads: 1\n")
     command = ["submit", str(job), "--address", job_server, "--working-dir", str(sent)]
 
     assert main([*command, "--no-wait"]) == 0
@@ -98,12 +105,15 @@ def test_a_job_is_submitted_once_followed_and_begun_again(
     assert audit(str(output)).is_complete
     assert len(rows_of(output)) == 5
 
-    write_speech(sent / "in", ["one-5"])  # another: the archive is sent again, and only this one is new
-    assert main([*command, "output=" + str(output), "on_change=new"]) == 0
-    assert capfd.readouterr().err.startswith("submitted nightly-")
+    (sent / "list.jsonl").write_text("\n".join(lines))  # the folder is sent again; one of six is new
+    assert main(command) == 0
+    assert capfd.readouterr().err.split() == ["submitted", f"{first[1]}-2"]
     assert len(rows_of(output)) == 6
-    assert main([*command, "output=" + str(output), "on_change=new"]) == 0
-    assert capfd.readouterr().err.split()[1].endswith("-2")
+    other = [*command[:2], "on_change=new", *command[2:]]  # another setting, and so another job
+    assert main(other) == 0
+    said = capfd.readouterr().err.split()
+    assert said[1].startswith("nightly-")
+    assert not said[1].startswith(first[1])
     assert len(rows_of(output)) == 6
 
 

@@ -1,8 +1,11 @@
 """A cluster of machines that are raylets of this one, with a head that runs no work; a program to be told.
 
 ``RAY_TMPDIR=DIR python three_machines.py`` starts the head and says its address. Then it obeys the lines of
-its standard input, and answers each with one: ``add NAME CPUS``, ``kill NAME``, and ``workers NAME``, whose
-answer names the Ray Data workers that have a process there.
+its standard input, and answers each with one:
+
+- ``add NAME CPUS [GPU]`` adds a machine, which has a GPU of that type in name only;
+- ``kill NAME`` takes it away without a word;
+- ``workers NAME`` names the Ray Data workers that have a process there.
 
 Ray tells every driver on a computer of the cluster that was started last, by a file in its temporary folder:
 DIR keeps this one to those who ask for it.
@@ -42,7 +45,8 @@ def serve() -> None:
         verb, name, *rest = line.split()
         answer = ""
         if verb == "add":
-            nodes[name] = cluster.add_node(num_cpus=float(rest[0]), object_store_memory=STORE_BYTES)
+            gpu = {"num_gpus": 1, "resources": {f"accelerator_type:{rest[1]}": 1}} if rest[1:] else {}
+            nodes[name] = cluster.add_node(num_cpus=float(rest[0]), object_store_memory=STORE_BYTES, **gpu)
         elif verb == "kill":
             # Nobody says goodbye: the raylet and its workers are gone at once, as when the power fails.
             cluster.remove_node(nodes.pop(name), allow_graceful=False)

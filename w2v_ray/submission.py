@@ -18,7 +18,7 @@ from w2v_ray.job_text import label
 __all__ = ["Submission", "submit"]
 
 _END = "END_OF_JOB"
-_START_S = 60.0  # in which a head that has just started takes jobs
+_START_S = 120.0  # in which a head that has just started takes jobs
 # They tell of every package that is sent.
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",

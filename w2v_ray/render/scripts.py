@@ -46,7 +46,7 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 
 # This script runs on the first machine of the allocation. Slurm ends what it leaves running.
 ray start --head --node-ip-address="$head" --port="$port" --num-cpus="$SLURM_CPUS_PER_TASK" \\
-  --include-dashboard=false
+  --include-dashboard=false --disable-usage-stats
 if ((SLURM_JOB_NUM_NODES > 1)); then
   others=$((SLURM_JOB_NUM_NODES - 1))
   srun --nodes="$others" --ntasks="$others" --exclude="$SLURMD_NODENAME" \\
