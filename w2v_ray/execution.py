@@ -126,8 +126,8 @@ class Run:
                 if time.monotonic() >= next_check:
                     next_check += min(10.0, self._stall_s / 4)
                     self._check_stall(encoded_s)
-            except ray.exceptions.RayError:
-                logging.getLogger(__name__).exception("the actors that count do not answer")
+            except ray.exceptions.RayError as error:  # the next look may find them again
+                logging.getLogger(__name__).warning("the actors that count do not answer: %s", error)
             if self._stalled is not None:
                 for executor in list(_Executors.running):
                     executor.shutdown(force=True, exception=self._stalled)

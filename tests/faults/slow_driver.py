@@ -25,15 +25,21 @@ SHARD_SECONDS = 10.0
 def slow(base: type) -> type:
     """An encoder that needs at least SLOW_S for a shard, 0.4 s, so that a short run can be met on its way.
 
-    With SLOW_ON_CPU it encodes there, on machines that have GPUs only in name.
+    With SLOW_ON_CPU it encodes there, on machines that have GPUs only in name. With SLOW_UNTIL, the name of a
+    file, each does one shard and then waits until the file is there.
     """
     seconds, on_cpu = float(os.environ.get("SLOW_S", "0.4")), "SLOW_ON_CPU" in os.environ
+    file = os.environ.get("SLOW_UNTIL")
 
     class Slow(base):  # type: ignore[misc]
         def __init__(self, config: Any, **options: Any) -> None:
             super().__init__(replace(config, device="cpu", num_threads=1) if on_cpu else config, **options)
+            self._is_first = True
 
         def __call__(self, table: pa.Table) -> pa.Table:
+            while file and not self._is_first and not Path(file).exists():
+                time.sleep(0.1)
+            self._is_first = False
             time.sleep(seconds)
             return super().__call__(table)
 
