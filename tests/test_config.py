@@ -68,6 +68,10 @@ def job(**settings: object) -> JobConfig:
         ("max_reject_rate", 5, "0 to 1"),
         ("num_encoders", 0, "1 or more"),
         ("num_encoders", True, "whole number"),
+        ("max_encoders", 0, "1 or more"),
+        ("gpus_per_encoder", 0, "0.01 to 1"),
+        ("gpus_per_encoder", 2, "0.01 to 1"),
+        ("accelerator_type", " ", "a name such as L4"),
         ("encoder_threads", -1, "1 or more"),
         ("num_decoders", 1.0, "whole number"),
     ],
@@ -77,6 +81,17 @@ def test_a_bad_value_is_named_with_its_bound(name: str, value: object, bound: st
         job(**{name: value})
     assert name in str(caught.value)
     assert bound in str(caught.value)
+
+
+def test_placements_that_contradict_each_other_are_refused() -> None:
+    for setting in ({"accelerator_type": "L4"}, {"gpus_per_encoder": 0.5}):
+        (name,) = setting
+        with pytest.raises(ConfigError, match=f"{name} is .* but device is 'cpu'"):
+            job(device="cpu", **setting)
+    with pytest.raises(ConfigError, match="max_encoders is 2 and num_encoders 3"):
+        job(num_encoders=3, max_encoders=2)
+    assert job(accelerator_type="L4").wants_gpu
+    assert not job().wants_gpu
 
 
 @settings(deadline=None)  # a busy machine is no failure
@@ -141,6 +156,9 @@ def test_the_fingerprint_follows_what_changes_rows_and_nothing_else() -> None:
         "vad": "speech:other",
         "keep_non_speech": False,
         "num_encoders": 2,
+        "max_encoders": 4,
+        "gpus_per_encoder": 0.5,
+        "accelerator_type": "L4",
         "encoder_threads": 2,
         "num_decoders": 2,
         "decoder_threads": 2,

@@ -16,14 +16,15 @@ import pytest
 
 from tests.made_languages import make_checkpoint
 from tests.made_outputs import publish
-from w2v_ray import AlignConfig, JobConfig, RedecodeConfig, demo, pipeline, stores
+from w2v_ray import AlignConfig, JobConfig, RedecodeConfig, demo, stores
 from w2v_ray.cli import main
 from w2v_ray.console_forecast import show_forecast
 from w2v_ray.errors import ConfigError, InputError, MissingExtraError, OutputError
 from w2v_ray.forecast import Forecast, forecast, read_cluster
 from w2v_ray.job import prepare, recorded_job
 from w2v_ray.output import retrying
-from w2v_ray.pools import Pools
+from w2v_ray.pools import Machines, Pools
+from w2v_ray.stages.make_results import RESULT_STAGES
 
 MANIFEST = str(demo.ARCHIVE / "manifest.jsonl")
 MODEL = str(demo.CHECKPOINT)
@@ -183,7 +184,7 @@ def test_pools_are_those_that_a_cluster_gives(tmp_path: Path) -> None:
     also = (f"embed={demo.speaker_checkpoint()}", f"classify={demo.keyword_checkpoint()}")
     job = job_of(tmp_path / "out", also=also, attn_implementation="auto", dtype="float16")
     found = forecast(job, cluster=(64, 8))
-    pools = Pools.for_cluster(job, cpus=64, gpus=8)
+    pools = Pools.for_cluster(job, Machines(num_nodes=1, cpus=64, node_cpus=64, gpus=8))
     assert [stage.names for stage in found.stages] == [
         ("read_audio", "decode_audio", "segment_audio"),
         ("encode",),
@@ -202,7 +203,7 @@ def test_pools_are_those_that_a_cluster_gives(tmp_path: Path) -> None:
 
 
 def test_stages_have_the_names_that_rejects_have() -> None:
-    results = {name for name, _ in pipeline._RESULT_STAGES.values()}
+    results = {name for name, _ in RESULT_STAGES.values()}
     assert results == {"decode_text", "align_text", "choose_labels", "find_turns"}
     assert results | {"read_audio", "decode_audio", "segment_audio", "encode"} <= set(retrying._STAGES)
 

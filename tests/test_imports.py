@@ -64,8 +64,9 @@ job        -> align_config audio config decoder_config decoding errors frame_rat
 job        -> hub job_file languages output plan processors schema stores text
 pools      -> config errors
 ray_auth   ->
+machines   -> errors pools ray_auth
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
-pipeline   -> flow_record guards languages progress quarantine schema stages stores telemetry
+pipeline   -> flow_record guards languages machines progress quarantine schema stages stores telemetry
 dataset    -> output
 plugin_rows -> audio_config errors languages packing schema stages text
 plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
@@ -92,6 +93,10 @@ job_schema -> align_config audio_config config decoder_config head_config job_fi
 console_forecast -> console forecast
 cli_job_files -> config console console_forecast errors forecast job_schema
 cli_decode -> cli_job_files config console decoder_config errors job pipeline
+job_text   -> config
+render     -> config errors job_text
+submission -> errors job_text
+cli_cluster -> config errors job_file job_text render submission
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
@@ -101,8 +106,8 @@ cli_report -> report
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
-cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm
-cli        -> cli_output cli_report cli_status config console console_demo demo errors job job_file
+cli        -> cli_bench cli_cluster cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs
+cli        -> cli_lm cli_output cli_report cli_status config console console_demo demo errors job job_file
 cli        -> pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
@@ -114,6 +119,7 @@ MAY_IMPORT_RAY = {
     "execution",
     "flow_record",
     "guards",
+    "machines",
     "pipeline",
     "plugin",
     "plugin_align",
@@ -121,6 +127,7 @@ MAY_IMPORT_RAY = {
     "plugin_rows",
     "ray_auth",
     "telemetry",
+    "submission",
 }
 
 

@@ -65,6 +65,9 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         vad: speech.detect:find
         keep_non_speech: false
         num_encoders: 2
+        max_encoders: 8
+        gpus_per_encoder: 0.5
+        accelerator_type: L4
         encoder_threads: 4
         num_decoders: 3
         decoder_threads: 2
@@ -124,6 +127,9 @@ def test_every_field_can_be_set_in_a_file(tmp_path: Path) -> None:
         vad="speech.detect:find",
         keep_non_speech=False,
         num_encoders=2,
+        max_encoders=8,
+        gpus_per_encoder=0.5,
+        accelerator_type="L4",
         encoder_threads=4,
         num_decoders=3,
         decoder_threads=2,

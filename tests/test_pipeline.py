@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ from tests.made_outputs import demo_job, rows_of
 from w2v_ray import AutoModelForCTC, AutoProcessor, ConfigError, JobConfig, OutputError, demo, run, schema
 from w2v_ray.config import RedecodeConfig
 from w2v_ray.pipeline import redecode
-from w2v_ray.pools import Pools
+from w2v_ray.pools import Machines, Pools
 from w2v_ray.progress import Progress
 from w2v_ray.run_record import newest_run
 
@@ -294,33 +295,65 @@ def test_every_file_of_the_real_collection_has_one_outcome(
     assert max(durations.values()) - min(durations.values()) <= 0.1
 
 
+def machines(cpus: float, gpus: float = 0.0, *, num_nodes: int = 1) -> Machines:
+    return Machines(num_nodes=num_nodes, cpus=cpus, node_cpus=cpus / num_nodes, gpus=gpus)
+
+
+def pools_of(there: Machines, **settings: Any) -> Pools:
+    return Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", **settings), there)
+
+
 def test_pools_leave_room_for_readers_and_refuse_what_cannot_run() -> None:
-    job = JobConfig(inputs=("a",), output="b", model="c")
     for cpus in (1, 2, 3, 8, 64):
-        pools = Pools.for_cluster(job, cpus=cpus, gpus=0)
+        pools = pools_of(machines(cpus))
         left = cpus - pools.num_encoders * pools.encoder_cpus - pools.num_decoders * pools.decoder_cpus
         left -= pools.num_writers * pools.task_cpus
         assert left >= pools.task_cpus > 0
-    assert Pools.for_cluster(job, cpus=64, gpus=4).num_encoders == 4
+    assert pools_of(machines(64, 4)).num_encoders == 4
     with pytest.raises(ConfigError, match="no GPU"):
-        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", device="cuda"), cpus=8, gpus=0)
+        pools_of(machines(8), device="cuda")
     with pytest.raises(ConfigError, match="num_decoders"):
-        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_decoders=99), cpus=2, gpus=0)
-    with pytest.raises(ConfigError, match="num_encoders"):
-        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_encoders=5), cpus=8, gpus=2)
+        pools_of(machines(2), num_decoders=99)
+    with pytest.raises(ConfigError, match=r"2 GPUs, with room for 2 .* set it to 2, and max_encoders"):
+        pools_of(machines(8, 2), num_encoders=5)
     with pytest.raises(ConfigError, match="num_encoders is 9 but the cluster has 8 CPUs; set 8 at most"):
-        Pools.for_cluster(JobConfig(inputs=("a",), output="b", model="c", num_encoders=9), cpus=8, gpus=0)
-    # No worker reserves more than one machine has, or it would wait for ever.
-    assert Pools.for_cluster(job, cpus=32, gpus=0, node_cpus=4).encoder_cpus == 4
-    search = JobConfig(inputs=("a",), output="b", model="c", lm="x.bin")
-    assert Pools.for_cluster(search, cpus=32, gpus=1, node_cpus=4).decoder_cpus == 4
+        pools_of(machines(8), num_encoders=9)
+
+
+@pytest.mark.parametrize("num_nodes", [2, 3, 7, 20])
+@pytest.mark.parametrize("node_cpus", [1, 2, 4, 8, 64])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_pools_fit_on_what_is_left_when_a_machine_is_lost(num_nodes: int, node_cpus: int, gpus: int) -> None:
+    """Wherever Ray puts them: some machine has room for a reader."""
+    for settings in ({}, {"lm": "x.bin"}):
+        pools = pools_of(machines(num_nodes * node_cpus, gpus * num_nodes, num_nodes=num_nodes), **settings)
+        # An encoder of a GPU that is gone waits for another, and takes nothing from the rest meanwhile.
+        encoders = pools.num_encoders - gpus
+        reserved = encoders * pools.encoder_cpus + pools.num_decoders * pools.decoder_cpus
+        reserved += pools.num_writers * pools.task_cpus
+        left = (num_nodes - 1) * node_cpus - reserved
+        assert left / (num_nodes - 1) >= pools.task_cpus > 0
+        assert max(pools.encoder_cpus, pools.decoder_cpus) <= node_cpus / 2
+
+
+def test_pools_follow_the_machines_that_are_there() -> None:
+    assert pools_of(machines(12, num_nodes=3)).num_encoders == 3  # one on each machine
+    assert pools_of(machines(12, num_nodes=3)).encoder_threads == 4
+    assert pools_of(machines(12, num_nodes=3), num_encoders=5).encoder_threads == 2
+    halves = pools_of(machines(64, 4), gpus_per_encoder=0.5)
+    assert (halves.num_encoders, halves.encoder_gpus, halves.growth) == (8, 0.5, 1.0)
+    assert pools_of(machines(64, 2), gpus_per_encoder=0.3).num_encoders == 6
+    with pytest.raises(ConfigError, match=r"2 GPUs, with room for 4 at gpus_per_encoder 0\.5"):
+        pools_of(machines(64, 2), gpus_per_encoder=0.5, num_encoders=5)
+    assert pools_of(machines(16, 2), max_encoders=8).growth == 4.0
+    assert pools_of(machines(16, 2), max_encoders=1).growth == 1.0  # more are there already
+    with pytest.raises(ConfigError, match="no L4 GPU"):
+        pools_of(machines(16), accelerator_type="L4")
 
 
 def test_text_decoders_keep_up_with_encoders() -> None:
     def pools(cpus: int, gpus: int, **settings: object) -> Pools:
-        return Pools.for_cluster(
-            JobConfig(inputs=("a",), output="b", model="c", **settings), cpus=cpus, gpus=gpus
-        )
+        return pools_of(machines(cpus, gpus), **settings)
 
     assert pools(64, 0, lm="x.arpa").decoder_threads == 1
     assert pools(64, 0).decoder_threads == 1
@@ -332,6 +365,8 @@ def test_text_decoders_keep_up_with_encoders() -> None:
     assert pools(8, 1, lm="x.bin").decoder_threads == 4  # half of the CPUs at most
     assert pools(64, 1, lm="x.arpa", num_decoders=3).decoder_threads == 1
     assert pools(64, 1, lm="x.arpa", decoder_threads=9).decoder_threads == 9
+    many = pools_of(machines(32, 8, num_nodes=8), lm="x.arpa")  # none takes a machine from its encoder
+    assert (many.num_decoders, many.decoder_threads) == (7, 2)
     job = RedecodeConfig(source="a", output="b", lm="x.arpa", decoder_threads=6)
     again = Pools.for_redecode(job, cpus=2)
     assert (again.num_encoders, again.decoder_threads) == (0, 6)

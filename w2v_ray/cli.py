@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from w2v_ray import (
     __version__,
     cli_bench,
+    cli_cluster,
     cli_embeddings,
     cli_export,
     cli_frames,
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("w2v_ray.ray_auth").setLevel(logging.WARNING)
+    for name in ("w2v_ray.machines", "w2v_ray.ray_auth"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in _TALKATIVE if args.debug else ():
         logging.getLogger(name).setLevel(logging.INFO)
     try:
@@ -159,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_frames.add_commands(commands, common)
     cli_lm.add_commands(commands, common)
     cli_bench.add_commands(commands, common)
+    cli_cluster.add_commands(commands, common)
     return parser
 
 
@@ -306,6 +309,7 @@ def _status_of(output: str) -> Status:
 
 _COMMANDS = {
     **cli_bench.COMMANDS,
+    **cli_cluster.COMMANDS,
     **cli_embeddings.COMMANDS,
     **cli_frames.COMMANDS,
     "align": _job,

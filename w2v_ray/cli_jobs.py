@@ -303,11 +303,22 @@ def _encoder_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_since_last(parser)
     counts = {
-        "num_encoders": "encoder workers (default: one per GPU, or one on a CPU)",
+        "num_encoders": "encoder workers (default: as GPUs have room for, or one on each machine without)",
+        "max_encoders": "encoder workers, once machines join the cluster (default: those of the beginning)",
         "encoder_threads": "CPU threads of each encoder (default: all cores)",
     }
     for name, text in counts.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=text)
+    parser.add_argument(
+        "--gpus-per-encoder",
+        type=float,
+        default=_DEFAULTS["gpus_per_encoder"],
+        metavar="X",
+        help="share of a GPU, 0.01 to 1, that an encoder reserves (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accelerator-type", metavar="NAME", help="GPUs to encode on: L4, A10G, H100 (default: any)"
+    )
     _encoder_group(parser)
     add_store_arguments(parser)
     add_dry_run(parser)

@@ -43,6 +43,7 @@ JOB_CHOICES = {
 
 JOB_BOUNDS: dict[str, tuple[float, float]] = {
     "shard_seconds": (10, 7200),
+    "gpus_per_encoder": (0.01, 1),
     "max_segment_seconds": (1, 300),
     "max_reject_rate": (0, 1),
     "item_deadline_seconds": (1, 86_400),
@@ -51,7 +52,7 @@ JOB_BOUNDS: dict[str, tuple[float, float]] = {
 }
 """By setting, the bounds of its value."""
 
-WORKER_COUNTS = ("num_encoders", "encoder_threads", "num_decoders", "decoder_threads")
+WORKER_COUNTS = ("num_encoders", "max_encoders", "encoder_threads", "num_decoders", "decoder_threads")
 """The settings that are whole numbers of 1 or more."""
 
 
@@ -101,7 +102,16 @@ class JobConfig(EncoderConfig):
     """The longest piece the encoder takes at once, in seconds (1 to 300); longer speech is cut in silence."""
 
     num_encoders: int | None = None
-    """Encoder workers; null starts one per GPU, or one on a CPU."""
+    """Encoder workers; null starts as many as the GPUs have room for, or one on each machine without any."""
+
+    max_encoders: int | None = None
+    """Encoder workers that there may be once machines join the cluster; null: those of the beginning."""
+
+    gpus_per_encoder: float = 1.0
+    """The share of a GPU (0.01 to 1) that an encoder reserves; at 0.5 two of them have a GPU together."""
+
+    accelerator_type: str | None = None
+    """The GPUs that encoders run on, by Ray's name (L4, A10G, H100); null: any."""
 
     encoder_threads: int | None = None
     """CPU threads of each encoder; null takes all cores."""
@@ -181,12 +191,18 @@ class JobConfig(EncoderConfig):
                 f"keep_log_probs is {self.keep_log_probs}, which only transcribe has a use for; leave it out"
             )
         _check_counts(self, *WORKER_COUNTS)
+        _check_placement(self)
         _check_languages(self)
 
     @property
     def store_config(self) -> StoreConfig:
         """Which stores may be asked, and how."""
         return store_config_of(self.stores, allow_http=self.allow_http)
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the encoder runs on a GPU and nowhere else."""
+        return self.device.startswith("cuda") or self.accelerator_type is not None
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
@@ -268,6 +284,22 @@ def _check_counts(config: JobConfig | RedecodeConfig, *names: str) -> None:
             raise ConfigError(
                 f"{name} is {count}, expected 1 or more; raise it, or leave it out for the default"
             )
+
+
+def _check_placement(job: JobConfig) -> None:
+    if job.max_encoders is not None and job.max_encoders < (job.num_encoders or 1):
+        raise ConfigError(
+            f"max_encoders is {job.max_encoders} and num_encoders {job.num_encoders}, expected no fewer than "
+            "the job begins with; raise max_encoders, or leave it out"
+        )
+    if job.accelerator_type is not None and not job.accelerator_type.strip():
+        raise ConfigError(
+            f"accelerator_type is {job.accelerator_type!r}, expected a name such as L4; fill it in, or leave "
+            "it out"
+        )
+    for name, default in (("gpus_per_encoder", 1.0), ("accelerator_type", None)):
+        if job.device == "cpu" and (value := getattr(job, name)) != default:
+            raise ConfigError(f"{name} is {value!r} but device is 'cpu'; leave one of them out")
 
 
 def _check_languages(job: JobConfig) -> None:

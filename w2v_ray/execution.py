@@ -20,6 +20,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from w2v_ray.attempts import Attempts, Key, Record, StageState
 from w2v_ray.errors import JobError, W2vRayError
@@ -77,7 +78,14 @@ class Run:
         on_progress: Callable[[Progress], None] | None = None,
         record: RunRecord | None = None,
     ) -> None:
-        counter: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        # Beside the driver: a machine that comes and goes with the work must not take the counts with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        counter: dict[str, Any] = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
         self.meter: ActorHandle[Meter] | None = None
         if record is not None:
             exporter = partial(RayMetrics, record.run)
@@ -170,8 +178,8 @@ class Run:
                 if now >= next_check:
                     next_check += min(10.0, self._stall_s / 4)
                     self._check_stall()
-            except ray.exceptions.RayError:
-                logging.getLogger(__name__).exception("the actors that count do not answer")
+            except ray.exceptions.RayError as error:  # the next look may find them again
+                logging.getLogger(__name__).warning("the actors that count do not answer: %s", error)
             if self._stalled is not None:
                 for executor in list(_Executors.running):
                     executor.shutdown(force=True, exception=self._stalled)

@@ -22,7 +22,7 @@ from w2v_ray.frame_rate import model_config
 from w2v_ray.head_config import read_also
 from w2v_ray.job import prepare, prepare_redecode
 from w2v_ray.plan import Plan, newest_items
-from w2v_ray.pools import Pools
+from w2v_ray.pools import Machines, Pools
 
 __all__ = ["Attention", "Forecast", "Stage", "forecast", "read_cluster"]
 
@@ -194,7 +194,7 @@ def _pools(job: JobConfig | RedecodeConfig, size: tuple[float, float] | None) ->
     cpus, gpus = size
     if isinstance(job, RedecodeConfig):
         return Pools.for_redecode(job, cpus=cpus)
-    return Pools.for_cluster(job, cpus=cpus, gpus=gpus)
+    return Pools.for_cluster(job, Machines(num_nodes=1, cpus=cpus, node_cpus=cpus, gpus=gpus))
 
 
 def _stages(job: JobConfig | RedecodeConfig, pools: Pools | None) -> tuple[Stage, ...]:

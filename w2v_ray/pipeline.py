@@ -7,7 +7,7 @@ This is the only place where stages are wired together. It refuses to compute an
 
 from __future__ import annotations
 
-import os
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,7 @@ from w2v_ray.guards import Guard
 from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.languages import known_languages
+from w2v_ray.machines import wait_for_machines
 from w2v_ray.packing import PackedStage, pack, unpack
 from w2v_ray.parts import log_probs_files
 from w2v_ray.plan import Plan
@@ -103,7 +104,7 @@ def build(
         job,
         heads=heads,
         device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
-        num_threads=None if pools.encoder_gpus else job.encoder_threads or _all_cores(pools),
+        num_threads=None if pools.encoder_gpus else job.encoder_threads or pools.encoder_threads,
     )
     results = [config for head in heads for config in _results(job, head, pools)]
     write = WriteParquetConfig(
@@ -115,6 +116,7 @@ def build(
         partition_by=plan.partition_by,
     )
     task = _task(pools)
+    placed: dict[str, Any] = {"accelerator_type": job.accelerator_type} if job.accelerator_type else {}
     with _bounded_retries():
         # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
         ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
@@ -133,7 +135,8 @@ def build(
             batch_size=1,
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
-            compute=ActorPoolStrategy(size=pools.num_encoders),
+            **placed,
+            compute=_pool(pools.num_encoders, pools),
             **_ACTOR,
             **_environment(),
         )
@@ -239,7 +242,7 @@ def _finished_and_written(
             fn_constructor_kwargs={"make": partial(ResultStage, results, keep), "name": name, "guard": guard},
             batch_size=None,
             num_cpus=pools.decoder_cpus,
-            compute=ActorPoolStrategy(size=pools.num_decoders),
+            compute=_pool(pools.num_decoders, pools),
             **_ACTOR,
             **_environment(),
         )
@@ -285,14 +288,15 @@ def run_plan(
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
         with running_ray():
-            resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-            pools = Pools.for_cluster(
-                job, cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0), node_cpus=max(nodes)
-            )
             stall_s = job.stall_seconds or max(
                 _LEAST_STALL_S, job.item_deadline_seconds + job.shard_seconds + _STALL_MARGIN_S
             )
+            machines = wait_for_machines(
+                gpus=job.gpus_per_encoder if job.wants_gpu else 0.0,
+                accelerator_type=job.accelerator_type,
+                timeout_s=stall_s,
+            )
+            pools = Pools.for_cluster(job, machines)
             run = Run(
                 plan,
                 stall_s=stall_s,
@@ -300,7 +304,7 @@ def run_plan(
                 on_progress=on_progress,
                 record=record_of(job, plan, pools, command=command),
             )
-            shards_ahead = _SHARDS_AHEAD * pools.num_encoders
+            shards_ahead = _SHARDS_AHEAD * math.ceil(pools.num_encoders * pools.growth)
             store_bytes = int(shards_ahead * job.shard_seconds * SAMPLE_RATE_HZ * 4)
             with data_settings(store_bytes):
                 summaries = run.gather(build(job, plan, pools, meter=run.meter, attempts=run.attempts))
@@ -334,8 +338,7 @@ def run_redecode_plan(
     summaries: list[dict[str, Any]] = []
     if plan.num_pending:
         with running_ray():
-            cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-            pools = Pools.for_redecode(job, cpus=cpus)
+            pools = Pools.for_redecode(job, cpus=wait_for_machines(timeout_s=_LEAST_STALL_S).cpus)
             run = Run(
                 plan,
                 stall_s=_LEAST_STALL_S,
@@ -427,6 +430,13 @@ def _task(pools: Pools) -> dict[str, Any]:
     }
 
 
+def _pool(size: int, pools: Pools) -> ActorPoolStrategy:
+    """So many workers, and more in proportion where the pools may grow; Ray starts them when all are busy."""
+    if pools.growth == 1:
+        return ActorPoolStrategy(size=size)
+    return ActorPoolStrategy(min_size=size, max_size=math.ceil(size * pools.growth))
+
+
 def _environment() -> dict[str, Any]:
     """What tells worker processes how to ask stores, where this process was told something."""
     variables = stores.in_use().environment()
@@ -439,7 +449,3 @@ def _bounded_retries() -> Iterator[None]:
         # Bounds on retries can be given in no other way in Ray 2.60 to 2.63, which call it deprecated.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         yield
-
-
-def _all_cores(pools: Pools) -> int:
-    return max(1, (os.cpu_count() or 1) // pools.num_encoders)

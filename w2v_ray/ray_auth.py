@@ -1,4 +1,4 @@
-"""A word of warning where a job joins a Ray cluster that lets in anybody."""
+"""Whose Ray a job runs on, and a word of warning where it lets in anybody."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import ray
 from ray._private import worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-__all__ = ["warn_of_open_cluster"]
+__all__ = ["is_own_ray", "warn_of_open_cluster"]
 
 logger = logging.getLogger(__name__)
 
 
+def is_own_ray() -> bool:
+    """Whether this process started the Ray that it uses, which is then on this machine alone."""
+    node = worker._global_node  # there is no public way to ask
+    return node is not None and node.is_head()
+
+
 def warn_of_open_cluster() -> None:
     """Logs a warning if the running Ray is somebody else's cluster, without token authentication."""
-    node = worker._global_node  # there is no public way to ask who started it
-    is_own = node is not None and node.is_head()
-    if ray.is_initialized() and not is_own and not is_token_auth_enabled():
+    if ray.is_initialized() and not is_own_ray() and not is_token_auth_enabled():
         address = ray.get_runtime_context().gcs_address
         logger.warning(
             "the Ray cluster at %s has no token authentication, so whoever reaches it can run code there and "

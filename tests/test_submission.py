@@ -1,0 +1,142 @@
+"""`w2v-ray submit` and the job server of a real Ray: a job is there once, and its exit code comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.made_outputs import rows_of, write_speech
+from w2v_ray.cli import main
+from w2v_ray.output import audit
+
+pytestmark = pytest.mark.slow
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def job_server() -> Iterator[str]:
+    """The address of a head's job server; its workers find `w2v-ray` beside the Python of the tests."""
+    for name in ("aiohttp_cors", "opencensus", "prometheus_client", "smart_open", "virtualenv"):
+        pytest.importorskip(name, reason="needs ray[default]")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short name
+    port, dashboard = free_port(), free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_TMPDIR": folder,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
+    # Those of the default are for one Ray on a computer.
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+    head = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/api/version", timeout=5).close()
+            break
+        except urllib.error.HTTPError:  # it answers, and asks for a token
+            break
+        except OSError:
+            assert head.poll() is None, "the head ended"
+            assert time.monotonic() < deadline, "no job server in two minutes"
+            time.sleep(0.5)
+    yield address
+    head.send_signal(signal.SIGTERM)
+    try:
+        head.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_job_is_submitted_once_followed_and_begun_again(
+    job_server: str,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    sent, output = tmp_path / "sent", tmp_path / "out"
+    sent.mkdir()
+    names = [f"one-{index}" for index in range(6)]
+    text = Path(write_speech(tmp_path / "archive", names)).read_text()
+    lines = [line.replace('path": "one-', f'path": "{tmp_path}/archive/one-') for line in text.splitlines()]
+    (sent / "list.jsonl").write_text("\n".join(lines[:5]))
+    job = tmp_path / "nightly.yaml"
+    job.write_text(f"inputs: [list.jsonl]\noutput: {output}\nmodel: {tiny_checkpoint}\nencoder_threads: 1\n")
+    command = ["submit", str(job), "--address", job_server, "--working-dir", str(sent)]
+
+    assert main([*command, "--no-wait"]) == 0
+    first = capfd.readouterr().err.split()
+    assert first[0] == "submitted"
+    assert first[1].startswith("nightly-")
+    assert main([*command, "--no-wait"]) == 0
+    assert capfd.readouterr().err.split() == ["is", "running", "already:", first[1]]
+    assert main(command) == 0
+    printed = capfd.readouterr()
+    assert first[1] in printed.err
+    assert "5 of 5" in printed.out or "transcribed" in printed.out
+    assert audit(str(output)).is_complete
+    assert len(rows_of(output)) == 5
+
+    (sent / "list.jsonl").write_text("\n".join(lines))  # the folder is sent again; one of six is new
+    assert main(command) == 0
+    assert capfd.readouterr().err.split() == ["submitted", f"{first[1]}-2"]
+    assert len(rows_of(output)) == 6
+    other = [*command[:2], "on_change=new", *command[2:]]  # another setting, and so another job
+    assert main(other) == 0
+    said = capfd.readouterr().err.split()
+    assert said[1].startswith("nightly-")
+    assert not said[1].startswith(first[1])
+    assert len(rows_of(output)) == 6
+
+
+def test_the_exit_code_is_the_jobs(
+    job_server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    job = tmp_path / "bad.yaml"
+    job.write_text(f"inputs: [{tmp_path}/gone]\noutput: {tmp_path}/out\nmodel: {tmp_path}/gone\n")
+    assert main(["submit", str(job), "--address", job_server, "--id", "By Hand: 1"]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.split() == ["submitted", "by-hand-1"]
+    assert "gone" in printed.out
+
+
+def test_a_job_server_that_asks_for_a_token_or_is_not_there_is_named(
+    job_server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("inputs: [a]\noutput: b\nmodel: c\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
+    assert main(["submit", str(job), "--address", job_server]) == 2
+    assert f"the job server at {job_server} asks for a token" in capfd.readouterr().err
+    address = f"http://127.0.0.1:{free_port()}"
+    assert main(["submit", str(job), "--address", address]) == 2
+    assert f"no job server answers at {address}" in capfd.readouterr().err
