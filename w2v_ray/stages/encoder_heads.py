@@ -23,6 +23,7 @@ from w2v_ray.models.auto import (
 from w2v_ray.models.languages import Languages
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.packed import PackedEncoder, PackedOutput
+from w2v_ray.models.wav2vec2 import TrueLengthGroupNorm
 from w2v_ray.schema import EMISSION_DTYPE
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -89,6 +90,10 @@ class EncoderHeads:
             head.layer is not None or getattr(self._models.get(head.task), "needs_hidden_states", False)
             for head in heads
         )
+        if padded:
+            for module in self.encoder.modules():
+                if isinstance(module, TrueLengthGroupNorm):
+                    module.over_padding = True
         self._packed = None if padded else PackedEncoder(self.encoder, int8=int8)
 
     @property
