@@ -13,6 +13,7 @@ import torch
 
 from w2v_ray.errors import CheckpointError, EncodeError, TooShortError
 from w2v_ray.heads import Head
+from w2v_ray.models.adapters import Wav2Vec2Adapter
 from w2v_ray.models.auto import (
     AutoModel,
     AutoModelForAudioClassification,
@@ -20,6 +21,7 @@ from w2v_ray.models.auto import (
     AutoModelForAudioXVector,
     AutoModelForCTC,
 )
+from w2v_ray.models.conformer import ConformerAdapter
 from w2v_ray.models.languages import Languages
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.packed import PackedEncoder, PackedOutput
@@ -92,7 +94,7 @@ class EncoderHeads:
         )
         if padded:
             for module in self.encoder.modules():
-                if isinstance(module, TrueLengthGroupNorm):
+                if isinstance(module, TrueLengthGroupNorm | Wav2Vec2Adapter | ConformerAdapter):
                     module.over_padding = True
         self._packed = None if padded else PackedEncoder(self.encoder, int8=int8)
 
