@@ -227,7 +227,7 @@ class Encode:
             self._report(audio_s)
 
     def _encode(
-        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None, *, again: bool = False
     ) -> list[Result | ItemError]:
         try:
             return self._forward(waves, window)
@@ -239,9 +239,12 @@ class Encode:
         except Exception as error:  # one segment must never cost its neighbours
             memory_ended = _is_out_of_memory(error)
             failed = _encode_error(waves[0], error)
-        # Outside of the handler, as the error holds on to what took the memory. It may come from what was
-        # made ready for the next batch, which then is not tried again here.
+        # Outside of the handler, as the error holds on to what took the memory.
         self._ahead, self._ready = [], {}
+        if memory_ended and self._is_cuda:
+            torch.cuda.empty_cache()
+        if memory_ended and len(waves) == 1 and not again:  # others may have had it, for a moment
+            return self._encode(waves, window, again=True)
         if memory_ended and self._config.reference_batch is None:
             return self._encode_less(waves, window, failed)
         if len(waves) == 1:
@@ -252,8 +255,6 @@ class Encode:
         self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, failed: EncodeError
     ) -> list[Result | ItemError]:
         """The same segments in smaller batches, and one alone in windows, each half of the one before."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
         seconds = [len(wave) / SAMPLE_RATE_HZ for wave in waves]
         if len(waves) > 1:
             self._budget.halve(seconds)
@@ -283,7 +284,7 @@ class Encode:
             whole = [wave for wave, cut in zip(waves, windows, strict=True) if cut is None]
             found = iter(self._heads.encode([self._input(wave) for wave in whole]) if whole else ())
             # While the device computes, what comes next goes to its memory.
-            self._ready |= {id(wave): self._input(wave) for wave in self._ahead} if self._is_cuda else {}
+            self._make_ready()
             outputs = [
                 next(found) if cut is None else self._encode_windows(wave, *cut)
                 for wave, cut in zip(waves, windows, strict=True)
@@ -298,6 +299,15 @@ class Encode:
             else:
                 results.append([first, *(None if isinstance(one, ItemError) else one for one in others)])
         return results
+
+    def _make_ready(self) -> None:
+        """Makes what the next batch hears, on a GPU; where that fails, it is told when its turn comes."""
+        for wave in self._ahead if self._is_cuda else ():
+            if self._window_for(wave) is None:
+                try:
+                    self._ready[id(wave)] = self._input(wave)
+                except Exception:
+                    return
 
     def _encode_padded(self, waves: Sequence[np.ndarray]) -> list[PackedOutput]:
         features = self._extract(
