@@ -26,7 +26,8 @@ class Window:
         size = self.end - self.start
         num_frames = round(size / hop)
         left, right = (round(edge / size * num_frames) for edge in (self.left, self.right))
-        return slice(left, num_frames - right)
+        # An adapter may give one frame more than is rounded to, which is the segment's last.
+        return slice(left, num_frames - right if right else None)
 
 
 def window_samples(

@@ -48,12 +48,13 @@ class Wav2Vec2Adapter(nn.Module):
     """Strided convolutions on top of the encoder, after a projection where the width changes.
 
     No layer is dropped in training, unlike in the encoder: each shortens time, so that dropping one
-    would change what the lengths say.
+    would change what the lengths say. With ``over_padding`` it sees what lies beyond a row, as transformers'.
     """
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
         self.config = config
+        self.over_padding = False
         width = config.output_hidden_size or config.hidden_size
         self.proj: nn.Linear | None = None
         self.proj_layer_norm: nn.LayerNorm | None = None
@@ -67,7 +68,7 @@ class Wav2Vec2Adapter(nn.Module):
             x_BLE = self.proj_layer_norm(self.proj(x_BLE))
         x_BEL = x_BLE.transpose(1, 2)
         for layer in self.layers:
-            if lengths is not None:  # as beyond the end of an unpadded row
+            if lengths is not None and not self.over_padding:  # as beyond the end of an unpadded row
                 inside_BL = torch.arange(x_BEL.shape[-1], device=x_BEL.device) < lengths[:, None]
                 x_BEL = x_BEL.masked_fill(~inside_BL[:, None], 0)
                 lengths = Wav2Vec2AdapterLayer.num_frames(self.config, lengths)

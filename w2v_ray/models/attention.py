@@ -102,7 +102,7 @@ def _flex(
         return scaled if valid_BL is None else torch.where(valid_BL[b, j], scaled, -float("inf"))
 
     if bias_BHLL is not None:
-        bias_BHLL = bias_BHLL.expand(*q_BHLD.shape[:3], q_BHLD.shape[2])
+        bias_BHLL = bias_BHLL.expand(*q_BHLD.shape[:3], k_BHLD.shape[2])
     from torch._dynamo import config  # a second to import
 
     # torch compiles anew for other numbers of heads, other widths, with and without padding or a bias, and

@@ -271,9 +271,12 @@ class ConformerAdapterLayer(nn.Module):
 
 
 class ConformerAdapter(nn.Module):
+    """The layers, after a projection where the width changes; ``over_padding`` as of Wav2Vec2Adapter."""
+
     def __init__(self, config: Wav2Vec2BertConfig, attn_implementation: str) -> None:
         super().__init__()
         self.config = config
+        self.over_padding = False
         self.layerdrop = config.layerdrop
         width = config.output_hidden_size or config.hidden_size
         self.proj: nn.Module | None = None
@@ -289,7 +292,9 @@ class ConformerAdapter(nn.Module):
     def forward(self, x_BLE: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         if self.proj is not None and self.proj_layer_norm is not None:
             x_BLE = self.proj_layer_norm(self.proj(x_BLE))
-        valid_BL = None if lengths is None else valid_frames(lengths, x_BLE.shape[1])
+        valid_BL = None
+        if lengths is not None and not self.over_padding:
+            valid_BL = valid_frames(lengths, x_BLE.shape[1])
         for layer in self.layers:
             if self.training and self.layerdrop > 0 and torch.rand(()) < self.layerdrop:
                 continue
@@ -299,5 +304,5 @@ class ConformerAdapter(nn.Module):
                 out = adapter_frames(self.config, torch.tensor(x_BLE.shape[1]))
                 shortened_BL = valid_frames(lengths, int(out))
             x_BLE = layer(x_BLE, valid_BL, shortened_BL)
-            valid_BL = shortened_BL
+            valid_BL = None if self.over_padding else shortened_BL
         return x_BLE

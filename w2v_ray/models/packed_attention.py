@@ -44,7 +44,7 @@ def packed_attention(
     """
     if bias is None and q_NHD.is_cuda and q_NHD.dtype in (torch.float16, torch.bfloat16):
         attend = _FLASH.get(kernel)
-        if attend is not None:
+        if attend is not None and (attend is not _varlen or _takes_varlen(q_NHD)):
             ends = torch.tensor([0, *lengths], device=q_NHD.device).cumsum(0, dtype=torch.int32)
             return attend(q_NHD, k_NHD, v_NHD, ends, max(lengths)).flatten(1)
     found = []
@@ -70,6 +70,12 @@ def _one(
         )
         parts.append(out_1HLD[0].transpose(0, 1).flatten(1))
     return parts
+
+
+def _takes_varlen(q_NHD: torch.Tensor) -> bool:
+    """Whether torch's own FlashAttention computes this, on this GPU; where not, "sdpa" has other ways."""
+    width = q_NHD.shape[-1]
+    return width % 8 == 0 and width <= 256 and torch.cuda.get_device_capability(q_NHD.device) >= (8, 0)
 
 
 def _varlen(

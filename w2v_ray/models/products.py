@@ -62,7 +62,7 @@ def make_product(
     """The product with a matrix of weights; the rest as of ``take_product``."""
     if int8:
         return _int8(weight_OI, bias_O, act)
-    if weight_OI.device.type == "cpu" and weight_OI.dtype != torch.float16 and _has_onednn():
+    if weight_OI.device.type == "cpu" and _has_onednn(weight_OI.dtype):
         return _onednn(weight_OI, bias_O, act)
     finish = _identity if act is None else activation(act)
     return lambda x_NI: finish(F.linear(x_NI, weight_OI, bias_O))
@@ -76,8 +76,13 @@ def _identity(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _has_onednn() -> bool:
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    # A CPU with registers of 256 bits alone is refused for bfloat16, which torch itself multiplies there.
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 def _onednn(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, act: str | None) -> Product:

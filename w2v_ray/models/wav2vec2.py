@@ -24,7 +24,7 @@ from w2v_ray.models.masking import mask_frames
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.pretrained import PretrainedModel
 
-__all__ = ["Wav2Vec2Model", "initialize", "valid_frames"]
+__all__ = ["TrueLengthGroupNorm", "Wav2Vec2Model", "initialize", "valid_frames"]
 
 
 def valid_frames(lengths: torch.Tensor, size: int) -> torch.Tensor:
@@ -32,14 +32,18 @@ def valid_frames(lengths: torch.Tensor, size: int) -> torch.Tensor:
     return torch.arange(size, device=lengths.device)[None, :] < lengths[:, None]
 
 
-class _TrueLengthGroupNorm(nn.GroupNorm):
-    """One group per channel, with statistics over a row's own frames and not over its padding."""
+class TrueLengthGroupNorm(nn.GroupNorm):
+    """One group per channel, with statistics over a row's own frames and not over its padding.
+
+    ``over_padding`` counts that too, as transformers does.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
+        self.over_padding = False
 
     def forward(self, x_BCL: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        if lengths is None:
+        if lengths is None or self.over_padding:
             return super().forward(x_BCL)
         valid_B1L = valid_frames(lengths, x_BCL.shape[-1])[:, None]
         count_B11 = lengths.clamp(min=1)[:, None, None]
@@ -67,7 +71,7 @@ class Wav2Vec2ConvLayer(nn.Module):
         if config.feat_extract_norm == "layer":
             self.layer_norm = nn.LayerNorm(channels)
         elif index == 0:
-            self.layer_norm = _TrueLengthGroupNorm(channels)
+            self.layer_norm = TrueLengthGroupNorm(channels)
         self.activation = activation(config.feat_extract_activation)
 
     def forward(

@@ -10,6 +10,7 @@ A batch that fails otherwise is tried again one segment at a time, so that one b
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,15 @@ class Encode:
             self._last_hop *= settings.adapter_stride**settings.num_adapter_layers
         self._window = None
         if config.chunk_length_s is not None:
-            self._window = self._window_of(config.chunk_length_s, config.stride_length_s)
+            try:
+                self._window = self._window_of(config.chunk_length_s, config.stride_length_s)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+            if self._window[0] < self._shortest:
+                raise ConfigError(
+                    f"chunk_length_s is {config.chunk_length_s}, expected at least the "
+                    f"{self._shortest / SAMPLE_RATE_HZ} s of one frame; try 20"
+                )
         budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
         self.stats: dict[str, float] = {
@@ -217,9 +226,11 @@ class Encode:
         if self._report is not None:
             self._report(audio_s)
 
-    def _encode(self, waves: Sequence[np.ndarray]) -> list[Result | ItemError]:
+    def _encode(
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None, *, again: bool = False
+    ) -> list[Result | ItemError]:
         try:
-            return self._forward(waves)
+            return self._forward(waves, window)
         except torch.AcceleratorError:
             # After such an error every later call on this device fails too. Only a new process has a
             # working device again, and Ray starts one for an actor whose process has ended.
@@ -229,16 +240,21 @@ class Encode:
             memory_ended = _is_out_of_memory(error)
             failed = _encode_error(waves[0], error)
         # Outside of the handler, as the error holds on to what took the memory.
+        self._ahead, self._ready = [], {}
+        if memory_ended and self._is_cuda:
+            torch.cuda.empty_cache()
+        if memory_ended and len(waves) == 1 and not again:  # others may have had it, for a moment
+            return self._encode(waves, window, again=True)
         if memory_ended and self._config.reference_batch is None:
-            return self._encode_less(waves, failed)
+            return self._encode_less(waves, window, failed)
         if len(waves) == 1:
             return [failed]
         return [result for wave in waves for result in self._encode([wave])]
 
-    def _encode_less(self, waves: Sequence[np.ndarray], failed: EncodeError) -> list[Result | ItemError]:
-        """The same segments in smaller batches, and one alone in windows."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _encode_less(
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, failed: EncodeError
+    ) -> list[Result | ItemError]:
+        """The same segments in smaller batches, and one alone in windows, each half of the one before."""
         seconds = [len(wave) / SAMPLE_RATE_HZ for wave in waves]
         if len(waves) > 1:
             self._budget.halve(seconds)
@@ -251,15 +267,11 @@ class Encode:
                     waves[begin : begin + self._num_next([len(w) for w in waves[begin:]])]
                 )
             return results
-        window_s = seconds[0] / 2
-        while window_s >= _LEAST_WINDOW_S:
-            try:
-                return self._forward(waves, self._window_of(window_s, None))
-            except Exception as error:
-                if not _is_out_of_memory(error):
-                    return [_encode_error(waves[0], error)]
-            window_s /= 2
-        return [failed]
+        window = window or self._window_for(waves[0])
+        window_s = (seconds[0] if window is None else window[0] / SAMPLE_RATE_HZ) / 2
+        return (
+            [failed] if window_s < _LEAST_WINDOW_S else self._encode(waves, self._window_of(window_s, None))
+        )
 
     @torch.inference_mode()
     def _forward(
@@ -272,7 +284,7 @@ class Encode:
             whole = [wave for wave, cut in zip(waves, windows, strict=True) if cut is None]
             found = iter(self._heads.encode([self._input(wave) for wave in whole]) if whole else ())
             # While the device computes, what comes next goes to its memory.
-            self._ready |= {id(wave): self._input(wave) for wave in self._ahead} if self._is_cuda else {}
+            self._make_ready()
             outputs = [
                 next(found) if cut is None else self._encode_windows(wave, *cut)
                 for wave, cut in zip(waves, windows, strict=True)
@@ -287,6 +299,15 @@ class Encode:
             else:
                 results.append([first, *(None if isinstance(one, ItemError) else one for one in others)])
         return results
+
+    def _make_ready(self) -> None:
+        """Makes what the next batch hears, on a GPU; where that fails, it is told when its turn comes."""
+        for wave in self._ahead if self._is_cuda else ():
+            if self._window_for(wave) is None:
+                try:
+                    self._ready[id(wave)] = self._input(wave)
+                except Exception:
+                    return
 
     def _encode_padded(self, waves: Sequence[np.ndarray]) -> list[PackedOutput]:
         features = self._extract(
@@ -354,7 +375,10 @@ class Encode:
                 torch.cuda.synchronize(self._device)
                 torch.cuda.reset_peak_memory_stats(self._device)
                 began = time.perf_counter()
-                self._heads.encode([self._input(wave) for wave in waves])
+                try:
+                    self._heads.encode([self._input(wave) for wave in waves])
+                except torch.OutOfMemoryError:  # another worker on this device has taken what was free
+                    return math.inf, math.inf
                 torch.cuda.synchronize(self._device)
                 took_s.append(time.perf_counter() - began)
             return took_s[-1], torch.cuda.max_memory_allocated(self._device)

@@ -13,6 +13,7 @@ import torch
 
 from w2v_ray.errors import CheckpointError, EncodeError, TooShortError
 from w2v_ray.heads import Head
+from w2v_ray.models.adapters import Wav2Vec2Adapter
 from w2v_ray.models.auto import (
     AutoModel,
     AutoModelForAudioClassification,
@@ -20,9 +21,11 @@ from w2v_ray.models.auto import (
     AutoModelForAudioXVector,
     AutoModelForCTC,
 )
+from w2v_ray.models.conformer import ConformerAdapter
 from w2v_ray.models.languages import Languages
 from w2v_ray.models.outputs import Wav2Vec2BaseModelOutput
 from w2v_ray.models.packed import PackedEncoder, PackedOutput
+from w2v_ray.models.wav2vec2 import TrueLengthGroupNorm
 from w2v_ray.schema import EMISSION_DTYPE
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -89,6 +92,10 @@ class EncoderHeads:
             head.layer is not None or getattr(self._models.get(head.task), "needs_hidden_states", False)
             for head in heads
         )
+        if padded:
+            for module in self.encoder.modules():
+                if isinstance(module, TrueLengthGroupNorm | Wav2Vec2Adapter | ConformerAdapter):
+                    module.over_padding = True
         self._packed = None if padded else PackedEncoder(self.encoder, int8=int8)
 
     @property
