@@ -28,9 +28,9 @@ ENCODER_CHOICES = {"attn_implementation": ATTN_IMPLEMENTATIONS, "dtype": DTYPES,
 """By setting, the values that it takes."""
 
 ENCODER_BOUNDS: dict[str, tuple[float, float]] = {
-    "max_batch_seconds": (0.1, 100_000),
+    "max_batch_seconds": (0.001, 10_000_000),
     "reference_batch": (1, 4096),
-    "chunk_length_s": (1, 300),
+    "chunk_length_s": (0.5, 300),
     "stride_length_s": (0, 150),
 }
 """By setting, the bounds of its value."""
@@ -51,7 +51,7 @@ class EncoderConfig(HeadConfig):
     """What the encoder computes in: ``float32``, ``float16``, ``bfloat16``, or ``int8`` for its products."""
 
     max_batch_seconds: float | None = None
-    """Seconds of audio that are encoded at once (0.1 to 100000); null: 16 on a CPU, tried out on a GPU."""
+    """Seconds of audio that are encoded at once (0.001 to 10000000); null: 16 on a CPU, tried out on a GPU."""
 
     deterministic: bool = False
     """Whether each segment is encoded alone, so that not a bit of it depends on its neighbours."""
@@ -60,7 +60,7 @@ class EncoderConfig(HeadConfig):
     """Segments (1 to 4096) in a batch padded as by transformers, with its numbers; null: no padding."""
 
     chunk_length_s: float | None = None
-    """Seconds (1 to 300) that the encoder hears at once of longer segments, in windows; null: the segment."""
+    """Seconds (0.5 to 300) that the encoder hears at once of longer segments, in windows; null: the segment."""
 
     stride_length_s: float | None = None
     """Seconds at both ends of a window that are heard and not kept; null: a sixth of it at each end."""
@@ -117,16 +117,12 @@ def check_encoder(config: Any) -> None:
 
 def _check_strides(config: Any) -> None:
     stride_s, chunk_s = config.stride_length_s, config.chunk_length_s
-    if chunk_s is None:
-        for name, value, default in (
-            ("stride_length_s", stride_s, None),
-            ("normalize", config.normalize, "chunk"),
-        ):
-            if value != default:
-                raise ConfigError(f"{name} is {value!r} without windows; set chunk_length_s, or leave it out")
-        return
     if stride_s is None:
         return
+    if chunk_s is None:
+        raise ConfigError(
+            f"stride_length_s is {stride_s!r} without windows; set chunk_length_s, or leave it out"
+        )
     pair = (stride_s, stride_s) if isinstance(stride_s, int | float) else tuple(stride_s)
     if len(pair) != 2 or min(pair) < 0 or sum(pair) >= chunk_s:
         raise ConfigError(

@@ -328,8 +328,8 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batch_seconds": 0}, r"max_batch_seconds is 0, expected 0\.1 to 100000"),
-        ({"max_batch_seconds": -1.0}, r"max_batch_seconds is -1, expected 0\.1 to 100000"),
+        ({"max_batch_seconds": 0}, r"max_batch_seconds is 0, expected 0\.001 to 10000000"),
+        ({"max_batch_seconds": -1.0}, r"max_batch_seconds is -1, expected 0\.001 to 10000000"),
         ({"reference_batch": 0}, "reference_batch is 0, expected 1 to 4096"),
         ({"normalize": "all"}, "normalize is 'all', expected one of chunk, segment"),
         ({"num_threads": 0}, "num_threads is 0, expected at least 1"),

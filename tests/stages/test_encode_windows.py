@@ -177,10 +177,13 @@ def loaded_alone(folder: Path, wave: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chunk_length_s": 1.0, "stride_length_s": 0.5}, "chunk_length_s is 1.0 and stride_length_s 0.5"),
-        ({"chunk_length_s": 0.02, "stride_length_s": 0}, "chunk_length_s is 0.02, expected at least"),
-        ({"chunk_length_s": 0.0}, "chunk_length_s is 0.0"),
-        ({"stride_length_s": 1.0}, "stride_length_s is 1.0 without chunk_length_s"),
+        (
+            {"chunk_length_s": 1.0, "stride_length_s": 0.5},
+            r"stride_length_s is 0\.5, .*less than chunk_length_s \(1\)",
+        ),
+        ({"chunk_length_s": 0.02, "stride_length_s": 0}, r"chunk_length_s is 0\.02, expected 0\.5 to 300"),
+        ({"chunk_length_s": 0.0}, r"chunk_length_s is 0, expected 0\.5 to 300"),
+        ({"stride_length_s": 1.0}, r"stride_length_s is 1\.0 without windows; set chunk_length_s"),
     ],
 )
 def test_windows_that_cannot_be(folder: Path, options: dict[str, Any], message: str) -> None:
