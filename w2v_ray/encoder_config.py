@@ -51,7 +51,7 @@ class EncoderConfig(HeadConfig):
     """What the encoder computes in: ``float32``, ``float16``, ``bfloat16``, or ``int8`` for its products."""
 
     max_batch_seconds: float | None = None
-    """Seconds of audio that are encoded at once (0.001 to 10000000); null: 16 on a CPU, tried out on a GPU."""
+    """Seconds of audio encoded at once (0.001 to 10000000); null: 16 on a CPU, tried out on a GPU."""
 
     deterministic: bool = False
     """Whether each segment is encoded alone, so that not a bit of it depends on its neighbours."""
@@ -60,7 +60,7 @@ class EncoderConfig(HeadConfig):
     """Segments (1 to 4096) in a batch padded as by transformers, with its numbers; null: no padding."""
 
     chunk_length_s: float | None = None
-    """Seconds (0.5 to 300) that the encoder hears at once of longer segments, in windows; null: the segment."""
+    """Seconds (0.5 to 300) that are heard at once of longer segments, in windows; null: the segment."""
 
     stride_length_s: float | None = None
     """Seconds at both ends of a window that are heard and not kept; null: a sixth of it at each end."""
