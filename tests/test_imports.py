@@ -83,6 +83,8 @@ job_schema -> align_config audio_config config decoder_config head_config job_fi
 console_forecast -> console forecast
 cli_job_files -> config console console_forecast errors forecast job_schema
 cli_decode -> cli_job_files config console decoder_config errors job pipeline
+doctor     -> audio errors hub models ray_auth store_config stores text
+cli_doctor -> cli_decode doctor errors store_config stores
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
@@ -90,8 +92,8 @@ cli_output -> console errors output
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
-cli        -> cli_bench cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs cli_lm
-cli        -> cli_output config console console_demo demo errors job job_file pipeline plan w2v_ray
+cli        -> cli_bench cli_decode cli_doctor cli_embeddings cli_export cli_frames cli_job_files cli_jobs
+cli        -> cli_lm cli_output config console console_demo demo errors job job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
@@ -99,6 +101,7 @@ for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
 # The rest runs and is tested without.
 MAY_IMPORT_RAY = {
     "dataset",
+    "doctor",
     "execution",
     "pipeline",
     "plugin",

@@ -1,4 +1,4 @@
-"""A word of warning where a job joins a Ray cluster that lets in anybody."""
+"""Who may come into a Ray cluster, and a word of warning where a job joins one that lets in anybody."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import ray
 from ray._private import worker
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-__all__ = ["warn_of_open_cluster"]
+__all__ = ["open_cluster", "warn_of_open_cluster"]
 
 logger = logging.getLogger(__name__)
 
 
-def warn_of_open_cluster() -> None:
-    """Logs a warning if the running Ray is somebody else's cluster, without token authentication."""
+def open_cluster() -> str | None:
+    """The address of the running Ray if it is somebody else's cluster, without token authentication."""
     node = worker._global_node  # there is no public way to ask who started it
     is_own = node is not None and node.is_head()
     if ray.is_initialized() and not is_own and not is_token_auth_enabled():
-        address = ray.get_runtime_context().gcs_address
+        return str(ray.get_runtime_context().gcs_address)
+    return None
+
+
+def warn_of_open_cluster() -> None:
+    """Logs a warning if the running Ray is somebody else's cluster, without token authentication."""
+    address = open_cluster()
+    if address is not None:
         logger.warning(
             "the Ray cluster at %s has no token authentication, so whoever reaches it can run code there and "
             "read what this job reads; start it with RAY_AUTH_MODE=token",
