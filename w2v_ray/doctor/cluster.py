@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import socket
+import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -50,12 +53,10 @@ def check_cluster(address: str) -> Iterator[Finding]:
         if (closed := _closed_port(address)) is not None:
             yield closed
             return
-        try:
-            import logging
-
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # Ray's own, of versions, tokens and addresses
-            yield problem("cluster", f"{address} cannot be joined ({_whole(error)})", _join_fix(error))
+        error, said = _joined(ray, address)
+        if error is not None:
+            text = f"{address} cannot be joined ({_whole(error)})"
+            yield problem("cluster", text, _join_fix(f"{error} {said}"))
             return
         started = True
     try:
@@ -95,13 +96,32 @@ def _whole(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _join_fix(error: Exception) -> str:
-    text = str(error).lower()
+def _joined(ray: Any, address: str) -> tuple[Exception | None, str]:
+    """Joins a cluster: the error if that fails, and what Ray's native part said on standard error."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    error = None
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)  # some twenty lines where a token is missing, one a second
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as one:  # Ray's own, of versions, tokens and addresses
+            error = one
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+        caught.seek(0)
+        return error, caught.read().decode(errors="replace")
+
+
+def _join_fix(said: str) -> str:
+    text = said.lower()
     if "mismatch" in text:
         return "install the Python and Ray of the cluster here, to the last digit"
-    if "token" in text or "authentic" in text:
-        return "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the cluster's token"
-    return "start a cluster with ray start --head, or correct --address"
+    if "token" in text or "authenti" in text:
+        return "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
+    return "start a cluster with ray start --head, or correct --address; one with tokens needs RAY_AUTH_MODE=token"
 
 
 def _nodes(ray: Any) -> Iterator[Finding]:
@@ -185,7 +205,7 @@ def _question() -> Callable[[], Any]:
                 found[name] = version(name)
             except PackageNotFoundError:
                 found[name] = "none"
-        findings = []
+        findings: list[tuple[str, str, str, str | None]] = []
         try:
             from w2v_ray.doctor import limits
         except ImportError:

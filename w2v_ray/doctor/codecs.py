@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 from w2v_ray.doctor.finding import Finding, ok, problem, reason_of
 
@@ -65,7 +66,7 @@ def _encoded(name: str) -> bytes:
     container, codec = _FFMPEG[name]
     rate_hz = 48_000 if codec == "libopus" else _RATE_HZ
     with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate_hz, layout="mono")
+        stream: Any = file.add_stream(codec, rate=rate_hz, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate = _RATE_HZ
         resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate_hz)
@@ -74,8 +75,8 @@ def _encoded(name: str) -> bytes:
             part.pts = None
             fifo.write(part)
         size = stream.codec_context.frame_size or 960
-        while (part := fifo.read(size, partial=True)) is not None:
-            file.mux(stream.encode(part))
+        while (piece := fifo.read(size, partial=True)) is not None:
+            file.mux(stream.encode(piece))
         file.mux(stream.encode(None))
     return out.getvalue()
 

@@ -131,7 +131,7 @@ def check_cpu() -> Iterator[Finding]:
                 times.append(time.perf_counter() - began)
             took_s[name] = min(times)
     speeds = [f"{name} {took_s['float32'] / took_s[name]:.1f} times" for name in took_s if name != "float32"]
-    onednn = "oneDNN" if torch.backends.mkldnn.is_available() else "no oneDNN"
+    onednn = "oneDNN" if torch._C._has_mkldnn else "no oneDNN"
     text = (
         f"{torch.backends.cpu.get_cpu_capability()}, {', '.join(has) or 'no VNNI, BF16 or AMX'}, {onednn}; a "
         f"product of a base model's layer: {', '.join(speeds)} as fast as float32"
