@@ -121,7 +121,7 @@ def _join_fix(said: str) -> str:
         return "install the Python and Ray of the cluster here, to the last digit"
     if "token" in text or "authenti" in text:
         return "set RAY_AUTH_MODE=token here, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-    return "start a cluster with ray start --head, or correct --address; one with tokens needs RAY_AUTH_MODE=token"
+    return "start a cluster with ray start --head, or correct --address or RAY_AUTH_MODE"
 
 
 def _nodes(ray: Any) -> Iterator[Finding]:
