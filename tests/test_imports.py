@@ -97,6 +97,8 @@ job_text   -> config
 render     -> config errors job_text
 submission -> errors job_text
 cli_cluster -> config errors job_file job_text render submission
+doctor     -> audio errors hub models ray_auth store_config stores text
+cli_doctor -> cli_decode doctor errors store_config stores
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
@@ -106,9 +108,9 @@ cli_report -> report
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
-cli        -> cli_bench cli_cluster cli_decode cli_embeddings cli_export cli_frames cli_job_files cli_jobs
-cli        -> cli_lm cli_output cli_report cli_status config console console_demo demo errors job job_file
-cli        -> pipeline plan w2v_ray
+cli        -> cli_bench cli_cluster cli_decode cli_doctor cli_embeddings cli_export cli_frames cli_job_files
+cli        -> cli_jobs cli_lm cli_output cli_report cli_status config console console_demo demo errors job
+cli        -> job_file pipeline plan w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
@@ -116,6 +118,7 @@ for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):
 # The rest runs and is tested without.
 MAY_IMPORT_RAY = {
     "dataset",
+    "doctor",
     "execution",
     "flow_record",
     "guards",

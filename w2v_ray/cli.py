@@ -13,6 +13,7 @@ from w2v_ray import (
     __version__,
     cli_bench,
     cli_cluster,
+    cli_doctor,
     cli_embeddings,
     cli_export,
     cli_frames,
@@ -69,6 +70,7 @@ examples:
   w2v-ray export out --format srt --output captions
   w2v-ray bench recordings/ --model ./checkpoint
   w2v-ray plan --hours 100000 --deadline 24h
+  w2v-ray doctor s3://bucket/archive --address auto
 """
 _DONE = {
     "transcribe": "transcribed",
@@ -162,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_lm.add_commands(commands, common)
     cli_bench.add_commands(commands, common)
     cli_cluster.add_commands(commands, common)
+    cli_doctor.add_commands(commands, common)
     return parser
 
 
@@ -317,6 +320,7 @@ _COMMANDS = {
     "classify": _job,
     "compact": cli_output.compact,
     "demo": _demo,
+    "doctor": cli_doctor.doctor,
     "embed": _job,
     "export": cli_export.main,
     "frames": _job,
