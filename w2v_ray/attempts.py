@@ -105,15 +105,23 @@ class Attempts:
 
     def finish(self, stage: str, shard: str) -> None:
         """Notes that the worker is done with the shard."""
-        work = self._work.setdefault((stage, shard), _Work())
+        self._done[stage] += 1
+        work = self._work.get((stage, shard))
+        if work is None:  # the shard is published and forgotten, or the book is new
+            return
         if work.record.deaths and not work.record.culprits:
             self._accidents += 1
-        self._done[stage] += 1
         done = work.record
         # Culprits stay: what the worker made may be lost and made again, and Ray repeats what was done.
         self._work[stage, shard] = _Work(
             Record(begun=done.begun, is_deadly=done.is_deadly, culprits=done.culprits)
         )
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Drops what is known of published shards, which nobody begins again: a run may have millions."""
+        for shard in shards:
+            for stage in self._begun:
+                self._work.pop((stage, shard), None)
 
     def state(self) -> list[StageState]:
         """What every stage is doing, in the order in which they were first begun."""

@@ -71,6 +71,10 @@ class Run:
         self._stall_s = stall_s
         self._on_progress = on_progress
         self._summaries: list[dict[str, Any]] = []
+        # Added up as they change: with a million shards, sums twice a second would take the driver's time.
+        self._planned_s, self._pending_s = plan.planned_s, plan.pending_s
+        self._published_s, self._num_rejects = 0.0, 0
+        self._num_forgotten = 0  # by the book, of the summaries
         self._began = self._moved_at = time.monotonic()
         self._moved: object = None
         self._first: tuple[float, float] = (0.0, 0.0)
@@ -89,7 +93,7 @@ class Run:
         thread.start()
         try:
             for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self._summaries.extend(cast(pa.Table, batch).to_pylist())
+                self._note(cast(pa.Table, batch).to_pylist())
         except Exception as error:
             ours = self._stalled or _ours(error)
             # Workers end when nothing refers to them: an error that somebody keeps must not, with their GPUs.
@@ -108,10 +112,18 @@ class Run:
             self._on_progress(self._progress(self._encoded_s()))
         return self._summaries
 
+    def _note(self, summaries: list[dict[str, Any]]) -> None:
+        self._summaries += summaries
+        self._published_s += sum(self._plan.shard_seconds[summary["shard_id"]] for summary in summaries)
+        self._num_rejects += sum(summary["num_rejects"] for summary in summaries)
+
     def _watch(self, stop: threading.Event) -> None:
         next_check = time.monotonic()
         while not stop.wait(_POLL_S):
             try:
+                published = [summary["shard_id"] for summary in self._summaries[self._num_forgotten :]]
+                self._num_forgotten += len(published)
+                self.attempts.forget.remote(published)
                 encoded_s = self._encoded_s()
                 if self._on_progress is not None:
                     self._on_progress(self._progress(encoded_s))
@@ -150,19 +162,17 @@ class Run:
         return cast(float, ray.get(self.meter.total.remote(), timeout=_ANSWER_S))
 
     def _progress(self, encoded_s: float) -> Progress:
-        planned_s, published = self._plan.shard_seconds, list(self._summaries)
-        pending_s = self._plan.pending_s
-        published_s = sum(planned_s[summary["shard_id"]] for summary in published)
-        done_s, elapsed_s = min(pending_s, max(published_s, encoded_s)), time.monotonic() - self._began
+        done_s = min(self._pending_s, max(self._published_s, encoded_s))
+        elapsed_s = time.monotonic() - self._began
         if done_s > 0 and self._first == (0.0, 0.0):
             self._first = elapsed_s, done_s
         return Progress(
-            planned_s=self._plan.planned_s,
-            before_s=self._plan.planned_s - pending_s,
+            planned_s=self._planned_s,
+            before_s=self._planned_s - self._pending_s,
             done_s=done_s,
             num_shards=self._plan.num_shards,
-            num_shards_done=self._plan.num_shards - self._plan.num_pending + len(published),
-            num_rejects=sum(summary["num_rejects"] for summary in published),
+            num_shards_done=self._plan.num_shards - self._plan.num_pending + len(self._summaries),
+            num_rejects=self._num_rejects,
             elapsed_s=elapsed_s,
             first_elapsed_s=self._first[0],
             first_done_s=self._first[1],
