@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -32,7 +32,7 @@ from w2v_ray.execution import RemoteBook, Run, data_settings, running_ray
 from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.languages import known_languages
-from w2v_ray.packing import PackedStage, pack, unpack
+from w2v_ray.packing import PackedStage, PackedTables, unpack
 from w2v_ray.parts import log_probs_files
 from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
@@ -120,8 +120,9 @@ def build(
     )
     task = _task(pools)
     with _bounded_retries():
-        # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
-        ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
+        # A shard is one row, in a block of its own; from_arrow would start a worker to look at each. Ray goes
+        # through them twice and asks for a list, which would hold all of them at once.
+        ds: Dataset = ray.data.from_blocks(cast("list[pa.Table]", PackedTables(plan.pending_tables)))
         if isinstance(job, AlignConfig):
             ds = ds.map_batches(PackedStage(TakeText(job.text_key)), batch_size=1, **task)
         if (languages := _languages(job)) is not None:
