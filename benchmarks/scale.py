@@ -241,7 +241,7 @@ def flow_once(folder: Path, count: int, speed: float) -> Result:
     import w2v_ray.stages
     from w2v_ray import JobConfig, demo
     from w2v_ray.job import prepare
-    from w2v_ray.packing import pack
+    from w2v_ray.packing import PackedTables
     from w2v_ray.pipeline import run_plan
 
     FakeEncode.speed = speed
@@ -258,7 +258,7 @@ def flow_once(folder: Path, count: int, speed: float) -> Result:
     before = ray.available_resources()["object_store_memory"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with timed(result, "source", count):
-        source = ray.data.from_blocks([pack(items) for items in plan.pending_tables()])
+        source = ray.data.from_blocks(PackedTables(plan.pending_tables))  # as `build` does
     result["source_driver_kb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / count
     time.sleep(2)  # as Ray tells what is in its store now and then
     result["source_store_kb"] = (before - ray.available_resources()["object_store_memory"]) / count / 1024
