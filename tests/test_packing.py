@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray import cloudpickle
 
-from w2v_ray.packing import PackedStage, pack, unpack
+from w2v_ray.packing import PackedStage, PackedTables, pack, unpack
 from w2v_ray.schema import (
     ALIGNED_CHARACTER,
     ALIGNED_WORD,
@@ -173,3 +174,15 @@ def test_workers_before_the_encoder_do_not_import_torch(stage: Any) -> None:
     pickled = cloudpickle.dumps(PackedStage(stage))
     result = subprocess.run([sys.executable, "-c", load], input=pickled, capture_output=True, check=True)
     assert result.stdout.decode().strip() == "False"
+
+
+def test_packed_tables_are_made_one_at_a_time_and_again() -> None:
+    tables = PackedTables(lambda: (pa.table({"number": [number, number]}) for number in range(5)))
+    for _ in range(2):  # as Ray does
+        seen: list[weakref.ref[pa.Table]] = []
+        numbers = []
+        for packed in tables:
+            seen.append(weakref.ref(packed))
+            numbers.append(unpack(packed)["number"].to_pylist())
+            assert sum(ref() is not None for ref in seen) == 1
+        assert numbers == [[number, number] for number in range(5)]

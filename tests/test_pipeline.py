@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import ray.data
 import soundfile
 import torch
 
 from tests.made_outputs import demo_job, rows_of
 from w2v_ray import AutoModelForCTC, AutoProcessor, ConfigError, JobConfig, OutputError, demo, run, schema
 from w2v_ray.config import RedecodeConfig
+from w2v_ray.execution import RemoteBook, Run
 from w2v_ray.pipeline import redecode
+from w2v_ray.plan import make_plan
 from w2v_ray.pools import Machines, Pools
 from w2v_ray.progress import Progress
+from w2v_ray.quarantine import TrackedStage
 from w2v_ray.run_record import newest_run
 
 MODEL = str(demo.CHECKPOINT)
@@ -378,3 +383,31 @@ def test_a_summary_is_one_line_of_json(demo_run: tuple[Path, list[Progress]]) ->
     assert json.loads(summary.to_json())["num_shards"] == summary.num_shards_before
     assert ray.is_initialized()  # a run leaves a Ray that it did not start
     assert isinstance(pq.read_schema(next((demo_run[0] / "transcripts").iterdir())), pa.Schema)
+
+
+def test_a_run_forgets_the_shards_that_it_has_published(tmp_path: Path, ray_session: None) -> None:
+    """Or the book of a million shards would outgrow its process."""
+    entries = [{"audio_filepath": "a.wav", "id": str(number), "duration": 10.0} for number in range(4)]
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    plan = make_plan([str(tmp_path / "m.jsonl")], str(tmp_path / "out"), shard_seconds=10.0, job={})
+    assert plan.num_shards == 4
+    seen: list[Progress] = []
+    run = Run(plan, stall_s=60.0, on_progress=seen.append)
+    book = RemoteBook(run.attempts)
+
+    def publish(table: pa.Table) -> pa.Table:
+        time.sleep(0.8)  # longer than from one look at the run to the next
+        return table
+
+    summaries = [pa.table({"shard_id": [shard], "num_rejects": [1]}) for shard in plan.pending]
+    ds = ray.data.from_blocks(summaries).map_batches(
+        TrackedStage(publish, name="write", book=book), batch_size=1, batch_format="pyarrow", concurrency=1
+    )
+    gathered = [str(summary["shard_id"]) for summary in run.gather(ds)]
+    assert sorted(gathered) == sorted(plan.pending)
+    assert (seen[-1].num_shards_done, seen[-1].num_rejects, seen[-1].done_s) == (4, 4, 40.0)
+    (state,) = ray.get(run.attempts.state.remote())
+    assert state.num_done == 4
+    assert book.begin("write", gathered[0]).begun == 1  # as if for the first time
+    assert book.begin("write", gathered[0]).begun == 2

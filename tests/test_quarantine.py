@@ -337,3 +337,18 @@ def test_a_book_that_is_new_takes_up_what_is_going_on() -> None:
     book.mark("encode", "s", keys)  # of a worker that began before the book's node was lost
     book.finish("encode", "s")
     assert book.begin("encode", "s").deaths == 0
+
+
+def test_the_book_forgets_published_shards_and_keeps_the_others() -> None:
+    book = Attempts()
+    for shard in ("done", "other"):
+        for stage in ("read", "write"):
+            book.begin(stage, shard)
+    book.finish("read", "done")
+    book.forget(["done"])
+    book.finish("write", "done")  # a message that was overtaken leaves no entry behind
+    assert [state.num_done for state in book.state()] == [1, 1]
+    assert [[shard for shard, _ in state.in_hand] for state in book.state()] == [["other"], ["other"]]
+    assert book.begin("read", "done").begun == book.begin("write", "done").begun == 1
+    again = book.begin("read", "other")
+    assert (again.begun, again.deaths) == (2, 1)

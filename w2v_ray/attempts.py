@@ -110,7 +110,10 @@ class Attempts:
 
     def finish(self, stage: str, shard: str) -> None:
         """Notes that the worker is done with the shard."""
-        work = self._work.setdefault((stage, shard), _Work())
+        work = self._work.get((stage, shard))
+        if work is None:  # the shard is published and forgotten, or the book is new
+            self._done[stage] += 1
+            return
         if work.record.deaths and not work.record.culprits:
             self._accidents += 1
         if not work.is_done:
@@ -133,6 +136,14 @@ class Attempts:
             stage: max(0, self._done[source] - self._done[stage] - self._open[stage])
             for stage, source in before.items()
         }
+
+    def forget(self, shards: Sequence[str]) -> None:
+        """Drops what is known of published shards, which nobody begins again: a run may have millions."""
+        for shard in shards:
+            for stage in self._begun:
+                work = self._work.pop((stage, shard), None)
+                if work is not None:  # where it is open, the word that it is finished is still under way
+                    self._open[stage] -= work.is_open
 
     def state(self) -> list[StageState]:
         """What every stage is doing, in the order in which they were first begun."""

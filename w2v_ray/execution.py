@@ -98,7 +98,10 @@ class Run:
         self._on_progress = on_progress
         self._record = record
         self._summaries: list[dict[str, Any]] = []
+        # Added up as they change: with a million shards, sums twice a second would take the driver's time.
+        self._planned_s, self._pending_s = plan.planned_s, plan.pending_s
         self._published = Published()
+        self._num_forgotten = 0  # by the book, of the summaries
         self._encoded_s = 0.0
         self._queue = dict.fromkeys(queues, 0)
         self._began = self._moved_at = time.monotonic()
@@ -167,6 +170,9 @@ class Run:
         next_check = next_sample = time.monotonic()
         while not stop.wait(_POLL_S):
             try:
+                published = [summary["shard_id"] for summary in self._summaries[self._num_forgotten :]]
+                self._num_forgotten += len(published)
+                self.attempts.forget.remote(published)
                 self._poll()
                 progress = self._progress()
                 if self._on_progress is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -34,7 +34,7 @@ from w2v_ray.heads import Head, find_heads
 from w2v_ray.job import RunSummary, Vocabulary, prepare, prepare_redecode, summarize, vocabulary_of
 from w2v_ray.languages import known_languages
 from w2v_ray.machines import wait_for_machines
-from w2v_ray.packing import PackedStage, pack, unpack
+from w2v_ray.packing import PackedStage, PackedTables, unpack
 from w2v_ray.parts import log_probs_files
 from w2v_ray.plan import Plan
 from w2v_ray.plan.records import read_job
@@ -118,8 +118,9 @@ def build(
     task = _task(pools)
     placed: dict[str, Any] = {"accelerator_type": job.accelerator_type} if job.accelerator_type else {}
     with _bounded_retries():
-        # A shard is one row, in a block of its own; from_arrow would start a worker to look at each.
-        ds: Dataset = ray.data.from_blocks([pack(shard) for shard in plan.pending_tables()])
+        # A shard is one row, in a block of its own; from_arrow would start a worker to look at each. Ray goes
+        # through them twice and asks for a list, which would hold all of them at once.
+        ds: Dataset = ray.data.from_blocks(cast("list[pa.Table]", PackedTables(plan.pending_tables)))
         if isinstance(job, AlignConfig):
             take_text = guard.metered(TakeText(job.text_key), "take_text")
             ds = ds.map_batches(PackedStage(take_text), batch_size=1, **task)
@@ -375,7 +376,7 @@ class EncodeShard:
                 encoder,
                 book=guard.book,
                 item_deadline_s=guard.item_deadline_s,
-                report=_nowhere if meter is None else meter.batch,
+                report=lambda seconds: None if meter is None else meter.batch,
             )
 
         stage = loaded(guarded, name="encode", worker=worker, book=guard.book)
@@ -383,10 +384,6 @@ class EncodeShard:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self._stage(unpack(batch))
-
-
-def _nowhere(seconds: float) -> None:
-    pass
 
 
 def _decoding(job: JobConfig) -> DecodeAudioConfig:
