@@ -376,7 +376,7 @@ class EncodeShard:
                 encoder,
                 book=guard.book,
                 item_deadline_s=guard.item_deadline_s,
-                report=lambda seconds: None if meter is None else meter.batch,
+                report=(lambda seconds: None) if meter is None else meter.batch,
             )
 
         stage = loaded(guarded, name="encode", worker=worker, book=guard.book)
