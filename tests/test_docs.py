@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import w2v_ray
 from w2v_ray.config import JobConfig
+from w2v_ray.models.attention import KERNELS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -98,3 +101,23 @@ def test_the_readme_tree_names_what_exists() -> None:
     modules = {path.name for path in package if path.suffix == ".py"}
     folders = {f"{path.name}/" for path in package if path.is_dir()}
     assert [name for name in sorted(modules | folders) if name not in tree] == []
+
+
+# Modules that are for users besides w2v_ray itself; each of their names stands once in the reference.
+PUBLIC = ["benchmark", "embeddings", "exports", "inference", "metrics", "output", "rttm", "stages", "text"]
+
+
+def test_the_reference_names_every_public_name_once() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/api*.md"))]
+    named = [name for page in pages for name in re.findall(r"(?m)^::: (\S+)$", page)]
+    top = set(w2v_ray.__all__) - {"__version__"}
+    expected = {f"w2v_ray.{name}" for name in top}
+    for module in PUBLIC:
+        names = import_module(f"w2v_ray.{module}").__all__
+        expected |= {f"w2v_ray.{module}.{name}" for name in names if name not in top}
+    assert sorted(named) == sorted(expected)
+
+
+def test_the_attention_page_names_every_kernel() -> None:
+    text = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", text)) == sorted(KERNELS)
