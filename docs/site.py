@@ -1,6 +1,6 @@
-"""What mkdocs.yml cannot say of the site: its menu, the files of the repository that pages name, and that it stands alone.
+"""What mkdocs.yml cannot say of the site: its menu, files of the repository, and that it stands alone.
 
-The menu is the tables of docs/index.md: a heading is a section, the first link of a row a page. A page that is
+The menu is the tables of docs/index.md: a heading is a section, the first link of a row a page. One that is
 in no table is a warning, and warnings are errors.
 
 Pages link files of the repository as they lie, so that the links work wherever the repository is shown. What

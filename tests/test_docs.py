@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import w2v_ray
+from w2v_ray import cli
 from w2v_ray.config import JobConfig
 from w2v_ray.models.attention import KERNELS
 
@@ -58,7 +60,7 @@ def test_a_broken_link_and_a_broken_anchor_are_found() -> None:
 
 def test_the_index_links_every_page() -> None:
     linked = set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
-    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"} <= linked
+    assert {page.name for page in PAGES if page.parent == ROOT / "docs"} - {"index.md"} <= linked
 
 
 @pytest.mark.parametrize("name", ["data-flow.md", "errors.md"])
@@ -120,4 +122,15 @@ def test_the_reference_names_every_public_name_once() -> None:
 
 def test_the_attention_page_names_every_kernel() -> None:
     text = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"(?m)^\| `(\w+)` \|", text)) == sorted(KERNELS)
+    rows = re.findall(r"(?m)^\| `(\w+)` \|", text)
+    assert sorted(rows) == sorted(["attn_implementation", *KERNELS])
+
+
+def test_the_walk_of_a_terabyte_gives_commands_that_parse() -> None:
+    text = (ROOT / "docs" / "terabyte.md").read_text(encoding="utf-8")
+    commands = [line for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text) for line in block.splitlines()]
+    assert len(commands) == 12
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "w2v-ray"
+        cli._parsed(cli._parser(), arguments)
