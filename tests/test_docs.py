@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import w2v_ray
-from w2v_ray import cli
+from w2v_ray import cli, demo
 from w2v_ray.config import JobConfig
 from w2v_ray.models.attention import KERNELS
 
@@ -126,11 +126,20 @@ def test_the_attention_page_names_every_kernel() -> None:
     assert sorted(rows) == sorted(["attn_implementation", *KERNELS])
 
 
-def test_the_walk_of_a_terabyte_gives_commands_that_parse() -> None:
-    text = (ROOT / "docs" / "terabyte.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "expected"), [("terabyte.md", 12), ("coming-from.md", 3)])
+def test_the_commands_of_a_page_parse(name: str, expected: int) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     commands = [line for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text) for line in block.splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == expected
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "w2v-ray"
         cli._parsed(cli._parser(), arguments)
+
+
+def test_the_snippet_for_those_who_know_the_pipeline_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    code = code.replace("facebook/wav2vec2-base-960h", str(demo.CHECKPOINT))
+    exec(code.replace("a.flac", str(demo.ARCHIVE / "00_0b57a6ed.flac")), {})
+    assert "OFF ON" in capsys.readouterr().out
