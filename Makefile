@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.docs-installed # what only `make docs` needs, so that nothing else waits for it
 NATIVE := cmake/CMakeLists.txt $(addprefix w2v_ray/text/,_beam.cpp _align.hpp _ngram.hpp) # the C++ module, built again when these change
 # The sanitizers' libraries come before Python; Python's own leaks at exit are not looked at.
 SANITIZED = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -72,10 +73,17 @@ soak: setup ## ten minutes in which workers are killed every few seconds, and th
 bench: setup ## every benchmark but the soak, one after another; each prints one JSON line
 	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
 
-docs: setup ## rewrite the generated parts of docs/ and the schema of job files, and check every link
+$(DOCS_STAMP): $(STAMP) pyproject.toml constraints.txt
+	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1,<2'; else \
+	  $(BIN)/python -m pip install -c constraints.txt 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1,<2'; \
+	fi
+	@touch $@
+
+docs: $(DOCS_STAMP) ## rewrite the generated parts of docs/ and the schema of job files, check every link, build build/site
 	$(BIN)/w2v-ray schema > pipelines/job.schema.json
 	$(BIN)/python docs/build.py
 	$(BIN)/pytest tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean: ## remove the environment, caches and builds
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import w2v_ray
+from w2v_ray import cli, demo
 from w2v_ray.config import JobConfig
+from w2v_ray.models.attention import KERNELS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -55,7 +60,7 @@ def test_a_broken_link_and_a_broken_anchor_are_found() -> None:
 
 def test_the_index_links_every_page() -> None:
     linked = set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
-    assert {page.name for page in PAGES if page.parent.name == "docs"} - {"index.md"} <= linked
+    assert {page.name for page in PAGES if page.parent == ROOT / "docs"} - {"index.md"} <= linked
 
 
 @pytest.mark.parametrize("name", ["data-flow.md", "errors.md", "monitoring.md"])
@@ -98,3 +103,43 @@ def test_the_readme_tree_names_what_exists() -> None:
     modules = {path.name for path in package if path.suffix == ".py"}
     folders = {f"{path.name}/" for path in package if path.is_dir()}
     assert [name for name in sorted(modules | folders) if name not in tree] == []
+
+
+# Modules that are for users besides w2v_ray itself; each of their names stands once in the reference.
+PUBLIC = ["benchmark", "embeddings", "exports", "inference", "metrics", "output", "rttm", "stages", "text"]
+
+
+def test_the_reference_names_every_public_name_once() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/api*.md"))]
+    named = [name for page in pages for name in re.findall(r"(?m)^::: (\S+)$", page)]
+    top = set(w2v_ray.__all__) - {"__version__"}
+    expected = {f"w2v_ray.{name}" for name in top}
+    for module in PUBLIC:
+        names = import_module(f"w2v_ray.{module}").__all__
+        expected |= {f"w2v_ray.{module}.{name}" for name in names if name not in top}
+    assert sorted(named) == sorted(expected)
+
+
+def test_the_attention_page_names_every_kernel() -> None:
+    text = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| `(\w+)` \|", text)
+    assert sorted(rows) == sorted(["attn_implementation", *KERNELS])
+
+
+@pytest.mark.parametrize(("name", "expected"), [("terabyte.md", 12), ("coming-from.md", 3)])
+def test_the_commands_of_a_page_parse(name: str, expected: int) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    commands = [line for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text) for line in block.splitlines()]
+    assert len(commands) == expected
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "w2v-ray"
+        cli._parsed(cli._parser(), arguments)
+
+
+def test_the_snippet_for_those_who_know_the_pipeline_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", text)
+    code = code.replace("facebook/wav2vec2-base-960h", str(demo.CHECKPOINT))
+    exec(code.replace("a.flac", str(demo.ARCHIVE / "00_0b57a6ed.flac")), {})
+    assert "OFF ON" in capsys.readouterr().out

@@ -55,10 +55,10 @@ class Wav2Vec2CTCTokenizer:
         replace_word_delimiter_char: What the delimiter is read back as.
         do_lower_case: Whether texts are raised to the vocabulary's capitals, and lowered when read back.
         target_lang: Which language of a nested vocabulary to use.
-        sep_token, cls_token, mask_token, extra_special_tokens: Further special tokens; names are not kept.
+        sep_token: A special token like cls_token, mask_token and extra_special_tokens; names are not kept.
         added_tokens_decoder: Tokens that texts are cut at, by id.
         model_max_length: The longest row in tokens; null: no limit.
-        padding_side, truncation_side: ``right`` or ``left``.
+        padding_side: ``right`` or ``left``, as is truncation_side.
         clean_up_tokenization_spaces: Whether spaces before English punctuation go when read back.
 
     Raises:
@@ -136,7 +136,7 @@ class Wav2Vec2CTCTokenizer:
 
         Args:
             processor_class: Named in them, for AutoProcessor.
-            push_to_hub, hub: As of ``hub.upload_saved``: ``repo_id``, ``commit_message``, ``token``, ...
+            hub: With push_to_hub, as of ``hub.upload_saved``: ``repo_id``, ``commit_message``, ``token``, ...
 
         Raises:
             OutputError: ``save_directory`` is a file, or the hub does not take it.
@@ -365,7 +365,7 @@ class Wav2Vec2CTCTokenizer:
 
         Args:
             encoded: ``input_ids`` and what goes with them.
-            padding, options: Fields of BatchOptions, those that concern padding.
+            options: Like padding, fields of BatchOptions that concern it.
 
         Raises:
             TypeError: An option does not concern padding.
