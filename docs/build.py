@@ -48,7 +48,7 @@ def parts() -> dict[str, str]:
     columns += ["WORD", "ALIGNMENT", "ALIGNED_WORD", "EMBEDDING", "LABEL", "FRAME", "TURN"]
     meanings = [f"| `{name}` | {errors[name].__doc__} |" for name in errors["__all__"]]
     return {name.lower(): column_table(schema[name]) for name in columns} | {
-        "error_tree": "```\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",
+        "error_tree": "```text\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",
         "metrics": metric_table(metrics["METRICS"]),
         "error_classes": "\n".join(["| class | when |", "|---|---|", *meanings]),
     }

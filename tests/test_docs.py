@@ -87,7 +87,7 @@ def test_the_operations_page_names_every_setting_with_its_default() -> None:
 
 def test_the_readme_tree_names_what_exists() -> None:
     (tree,) = re.findall(
-        r"(?ms)^## File tree\n+```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8")
+        r"(?ms)^## File tree\n+```text\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8")
     )
     folder, missing = Path(), []
     for line in tree.splitlines():
