@@ -56,6 +56,7 @@ def made_output(
     shards: Sequence[Sequence[Row]],
     *,
     table: str = "transcripts",
+    also: tuple[str, ...] = (),
     unpublished: Sequence[int] = (),
     number: int = 1,
     types: Mapping[str, pa.DataType] | None = None,
@@ -63,9 +64,13 @@ def made_output(
     """Plans shards of items, in their order, publishes all but some, and returns the output.
 
     Another plan of the same output has another number. Types are of columns whose type is the model's.
+    Rows are of the tasks in ``also`` as well.
     """
     (task,) = [task for task, name in TABLE_OF_TASK.items() if name == table]
     job: dict[str, records.Json] = {"model": "m"} | ({} if task == "transcribe" else {"task": task})
+    if also:
+        job["also"] = list(also)
+    beside = tuple(TABLE_OF_TASK[name] for name in also)
     fingerprint = records.claim_output(str(output), job)
     names = [f"{number - 1:010x}{place:010x}" for place in range(len(shards))]
     planned = [
@@ -74,11 +79,12 @@ def made_output(
         for index, entry in enumerate(items)
     ]
     assert records.publish_plan(str(output), pa.Table.from_pylist(planned, ITEM), number)
-    columns = TABLES[table]
+    columns = [field for name in (table, *beside) for field in TABLES[name]]
     needed = [pa.field("segment_id", pa.string()), pa.field("segment_index", pa.int32())]
     fields = {field.name: field for field in [*ITEM, *needed, *columns, pa.field("error", ERROR)]}
     fields |= {name: pa.field(name, type_) for name, type_ in (types or {}).items()}
-    write = WriteParquet(WriteParquetConfig(output=str(output), job_fingerprint=fingerprint, table=table))
+    config = WriteParquetConfig(output=str(output), job_fingerprint=fingerprint, table=table, also=beside)
+    write = WriteParquet(config)
     for place, name in enumerate(names):
         if place in unpublished:
             continue

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import runpy
-import shlex
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import w2v_ray
-from w2v_ray import cli, demo
+from w2v_ray import demo
 from w2v_ray.config import JobConfig
 from w2v_ray.models.attention import KERNELS
 
@@ -124,17 +123,6 @@ def test_the_attention_page_names_every_kernel() -> None:
     text = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8")
     rows = re.findall(r"(?m)^\| `(\w+)` \|", text)
     assert sorted(rows) == sorted(["attn_implementation", *KERNELS])
-
-
-@pytest.mark.parametrize(("name", "expected"), [("terabyte.md", 16), ("coming-from.md", 3)])
-def test_the_commands_of_a_page_parse(name: str, expected: int) -> None:
-    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    commands = [line for block in re.findall(r"(?ms)^```sh\n(.*?)^```", text) for line in block.splitlines()]
-    assert len(commands) == expected
-    for command in commands:
-        program, *arguments = shlex.split(command)
-        assert program == "w2v-ray"
-        cli._parsed(cli._parser(), arguments)
 
 
 def test_the_snippet_for_those_who_know_the_pipeline_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,8 @@
 
 A block of commands or of Python that has no mark above it is executed here, in a folder where the names that
 the page uses are there, after the blocks before it and with their variables. A mark is a comment that readers
-do not see: ``<!-- not run: REASON -->``, ``<!-- not run, COMMAND and COMMAND: REASON -->`` for some commands of
-the block (those with ``--dry-run`` are run), or ``<!-- run by tests/FILE -->``.
+do not see: ``<!-- not run: REASON -->``, ``<!-- not run, COMMAND and COMMAND: REASON -->`` for some commands
+of the block (those with ``--dry-run`` are run), or ``<!-- run by tests/FILE -->``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
 
-from tests.export_outputs import SHARDS, item, made_output
+from tests.export_outputs import SHARDS, item, made_output, metadata, segment
 from tests.speaker_outputs import embedded, embeddings_output, utterances
 from w2v_ray import cli, cli_decode, cli_jobs, demo, stores
 from w2v_ray.config import JobConfig, RedecodeConfig
@@ -241,12 +242,27 @@ def place_outputs(page: str, folder: Path) -> None:
         aligned = [row | {"text": text, "loss_per_label": loss} for text, loss in [("YES", 0.1), ("NO", 2.0)]]
         made = [[item(f"/in/{n}.wav", [values])] for n, values in enumerate(aligned)]
         made_output(folder / "out", made, table="alignments")
+    elif page == "report.md":
+        types = {"embedding": pa.list_(pa.float32(), 16)}
+        vectors = utterances([0, 1, 1], noise=0.02).tolist()
+        shard = [
+            item(
+                f"/in/{n}.wav",
+                [segment("so it is", 0, 9) | {"embedding": vector}],
+                metadata=metadata(text="so"),
+            )
+            for n, vector in enumerate(vectors)
+        ]
+        made_output(folder / "out", [shard], also=("embed",), types=types)
+        (folder / "said.csv").write_text("recording_id,text\n/in/0.wav,so it was\n")
+        speakers = {"recording_id": [f"/in/{n}.wav" for n in range(3)], "speaker": ["a", "b", "b"]}
+        pq.write_table(pa.table(speakers | {"channel": pa.nulls(3, pa.int32())}), folder / "speakers.parquet")
     else:
         made_output(folder / "out", SHARDS)
         (folder / "OUT").symlink_to("out")
 
 
-def place_files(page: str, folder: Path) -> None:
+def place_files(folder: Path) -> None:
     """Files that the page names."""
     for name in ("pipelines", "w2v_ray"):
         (folder / name).symlink_to(ROOT / name)
@@ -255,13 +271,12 @@ def place_files(page: str, folder: Path) -> None:
         shutil.copy(demo.ARCHIVE / "00_0b57a6ed.flac", folder / name)
     for name in ("model.arpa", "words.arpa", "lm.arpa"):
         shutil.copy(demo.LANGUAGE_MODEL, folder / name)
-    (folder / "corpus.txt").write_text("a b c a b d\na c b d a\n" * 9)
-    (folder / "more.txt.gz").write_bytes(gzip.compress(b"d a b c e\n" * 5))
+    prose = " ".join(path.read_text(encoding="utf-8") for path in PAGES)
+    (folder / "corpus.txt").write_text(re.sub("[^a-z.]+", " ", prose).replace(".", "\n"))
+    (folder / "more.txt.gz").write_bytes(gzip.compress(b"some more words\n"))
     stored = "inputs: [s3://bucket/archive]\noutput: s3://bucket/out\nmodel: my/model\n"
     for name in ("job.yaml", "nightly.yaml"):
         (folder / name).write_text(stored)
-    if page == "report.md":
-        (folder / "said.csv").write_text("recording_id,text\n/archive/silent.flac,nothing\n")
 
 
 def given(page: str) -> dict[str, Any]:
@@ -301,12 +316,16 @@ def bucket(s3_server: None) -> Iterator[None]:
 
 @pytest.mark.parametrize("page", sorted({snippet.page for snippet in CODE if is_executed(snippet)}))
 def test_what_a_page_shows_runs(
-    page: str, bucket: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    bucket: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("W2V_RAY_CACHE", str(tmp_path / "cache"))
     name = Path(page).name
-    place_files(name, tmp_path)
+    place_files(tmp_path)
     place_checkpoints(tmp_path)
     place_outputs(name, tmp_path)
     variables = given(name) | {"__name__": "__main__"}
