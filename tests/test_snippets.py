@@ -25,6 +25,8 @@ import soundfile
 import yaml
 
 from tests.export_outputs import SHARDS, item, made_output, metadata, segment
+from tests.head_checkpoints import add_head
+from tests.made_languages import make_checkpoint
 from tests.speaker_outputs import embedded, embeddings_output, utterances
 from w2v_ray import cli, cli_decode, cli_jobs, demo, stores
 from w2v_ray.config import JobConfig, RedecodeConfig
@@ -301,7 +303,7 @@ def given(page: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bucket(s3_server: None) -> Iterator[None]:
     """The bucket of the pages, with an archive and an output."""
     import fsspec
@@ -339,3 +341,70 @@ def test_what_a_page_shows_runs(
             if snippet.is_run(words):
                 code = cli.main(words[1:])
                 assert code == 0, f"{snippet}: {shlex.join(words)}: {capsys.readouterr().err}"
+
+
+# ---- what the jobs of the pages would do
+
+
+@pytest.fixture(scope="module")
+def places(bucket: None, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all inputs and checkpoints that jobs of the pages name are there."""
+    from w2v_ray import Wav2Vec2ForCTC
+    from w2v_ray.models.config import Wav2Vec2Config
+
+    folder = tmp_path_factory.mktemp("places")
+    place_files(folder)
+    for name in ("archive", "calls", "recordings", "meetings", "a"):
+        (folder / name).symlink_to(demo.ARCHIVE)
+    (folder / "b.tar").symlink_to(demo.INPUTS[1])
+    lines = (demo.ARCHIVE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) | {"language": "fra"} for line in lines]
+    for entry in entries:
+        entry["audio_filepath"] = str(demo.ARCHIVE / entry["audio_filepath"])
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    (folder / "energy_vad.py").write_text("def find_speech(samples, rate):\n    return []\n")
+    label = {"start_s": 0.0, "end_s": 9.0, "duration_s": 9.0, "label": "eng", "score": 0.9}
+    made_output(folder / "out-languages", [[item("/in/a.wav", [label])]], table="labels")
+
+    (folder / "facebook").mkdir()
+    for name in (MODEL, "checkpoint", "ctc"):
+        (folder / name).symlink_to(demo.CHECKPOINT)
+    make_checkpoint(folder / "facebook" / "mms-1b-all")
+    heads = {"embed": ["speakers", "speaker-checkpoint"], "frames": ["diarization-checkpoint", "diarizer"]}
+    heads["classify"] = ["emotions", "language-checkpoint", "keywords", "facebook/mms-lid-126"]
+    for task, names in heads.items():
+        add_head(demo.CHECKPOINT, folder / f"{task}-head", task)
+        for name in names:
+            (folder / name).symlink_to(folder / f"{task}-head")
+    deep = folder / "facebook" / "wav2vec2-base"
+    shutil.copytree(tiny_checkpoint, deep)
+    Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(tiny_checkpoint, num_hidden_layers=12)).save_pretrained(
+        deep
+    )
+    return folder
+
+
+JOB_COMMANDS = [
+    pytest.param(words[1:], id=f"{snippet}-{number}")
+    for snippet in CODE
+    if snippet.language != "python"
+    for number, words in enumerate(snippet.commands)
+    if is_ours(words) and words[1] in (*JOBS, "run") and not snippet.is_run(words)
+]
+
+
+@pytest.mark.parametrize("words", JOB_COMMANDS)
+def test_a_job_that_is_not_run_would_begin(
+    words: list[str], places: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its inputs, checkpoints and settings are checked as before a run, into an output of its own."""
+    monkeypatch.chdir(places)
+    monkeypatch.syspath_prepend(places)
+    if "--output" in words:
+        place = words.index("--output") + 1
+        words = [*words[:place], "new", *words[place + 1 :]]
+    code = cli.main([*words, "--dry-run"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert " to do" in said.out
+    assert not (places / "new").exists()
