@@ -27,9 +27,11 @@ import yaml
 from tests.export_outputs import SHARDS, item, made_output, metadata, segment
 from tests.head_checkpoints import add_head
 from tests.made_languages import make_checkpoint
+from tests.made_outputs import publish
 from tests.speaker_outputs import embedded, embeddings_output, utterances
 from w2v_ray import cli, cli_decode, cli_jobs, demo, stores
 from w2v_ray.config import JobConfig, RedecodeConfig
+from w2v_ray.job import prepare
 from w2v_ray.job_file import load_job
 from w2v_ray.rttm import Turn, rttm_line
 
@@ -366,6 +368,7 @@ def places(bucket: None, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
     label = {"start_s": 0.0, "end_s": 9.0, "duration_s": 9.0, "label": "eng", "score": 0.9}
     made_output(folder / "out-languages", [[item("/in/a.wav", [label])]], table="labels")
 
+    shutil.copy(demo.LANGUAGE_MODEL, folder / "other.arpa")
     (folder / "facebook").mkdir()
     for name in (MODEL, "checkpoint", "ctc"):
         (folder / name).symlink_to(demo.CHECKPOINT)
@@ -378,9 +381,12 @@ def places(bucket: None, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPat
             (folder / name).symlink_to(folder / f"{task}-head")
     deep = folder / "facebook" / "wav2vec2-base"
     shutil.copytree(tiny_checkpoint, deep)
-    Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(tiny_checkpoint, num_hidden_layers=12)).save_pretrained(
-        deep
-    )
+    config = Wav2Vec2Config.from_pretrained(tiny_checkpoint, num_hidden_layers=12)
+    Wav2Vec2ForCTC(config).save_pretrained(deep)
+
+    inputs, output = (str(folder / "manifest.jsonl"),), str(folder / "done")
+    done = JobConfig(inputs=inputs, output=output, model=str(demo.CHECKPOINT), keep_log_probs=8)
+    publish(prepare(done), keeps_log_probs=True)
     return folder
 
 
@@ -389,7 +395,7 @@ JOB_COMMANDS = [
     for snippet in CODE
     if snippet.language != "python"
     for number, words in enumerate(snippet.commands)
-    if is_ours(words) and words[1] in (*JOBS, "run") and not snippet.is_run(words)
+    if is_ours(words) and words[1] in (*JOBS, "run", "redecode", "retry-errors") and not snippet.is_run(words)
 ]
 
 
@@ -403,8 +409,13 @@ def test_a_job_that_is_not_run_would_begin(
     if "--output" in words:
         place = words.index("--output") + 1
         words = [*words[:place], "new", *words[place + 1 :]]
-    code = cli.main([*words, "--dry-run"])
+    if words[0] in ("redecode", "retry-errors"):
+        words[1] = "done"
+    code = cli.main(words if words[0] == "retry-errors" else [*words, "--dry-run"])
     said = capsys.readouterr()
     assert code == 0, said.err
-    assert " to do" in said.out
+    if words[0] == "retry-errors":  # nothing was rejected, so that Ray has nothing to do
+        assert "planned 0 rejected items again" in said.err
+    else:
+        assert " to do" in said.out
     assert not (places / "new").exists()
