@@ -46,7 +46,7 @@ def test_compact_says_what_became_of_the_files(tmp_path: Path, capsys: pytest.Ca
     planned = plan(write_archive(tmp_path / "in", dict.fromkeys(NAMES, "x")), tmp_path / "out")
     publish(planned)
     assert main(["compact", planned.output]) == 0
-    assert capsys.readouterr().out.startswith("3 files of 0.0 MB are now 1 of 0.0 MB")
+    assert capsys.readouterr().out.startswith("3 files of 0.1 MB are now 1 of 0.0 MB")
     assert main(["compact", planned.output, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_files_before"] == 1
     assert main(["compact", planned.output, "--target-mb", "-1"]) == 2

@@ -114,6 +114,7 @@ def test_a_copy_in_another_codec_is_dropped(places: dict[str, Path]) -> None:
     assert {row["speaker"] for row in rows} == {name[3:11] for name in CLIPS}
 
 
+@pytest.mark.slow
 def test_each_language_goes_to_its_model(places: dict[str, Path]) -> None:
     made = run("A model for each language", places)
     rows = rows_of(places["routed"])

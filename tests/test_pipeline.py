@@ -237,6 +237,7 @@ def test_new_files_are_planned_and_old_ones_left(ray_session: None, tmp_path: Pa
     assert len(rows_of(output)) == 2
 
 
+@pytest.mark.slow
 def test_cuts_of_a_long_recording_lose_and_double_nothing(ray_session: None, tmp_path: Path) -> None:
     """A recording of many shards gives the words that its pieces give as files of their own."""
     speech = connected_speech(260)
@@ -264,6 +265,7 @@ def test_cuts_of_a_long_recording_lose_and_double_nothing(ray_session: None, tmp
     assert len(words_of(rows)) > 100
 
 
+@pytest.mark.slow
 def test_every_file_of_the_real_collection_has_one_outcome(
     shared_data: Path, ray_session: None, tmp_path: Path
 ) -> None:
@@ -393,14 +395,16 @@ def test_a_run_forgets_the_shards_that_it_has_published(tmp_path: Path, ray_sess
     plan = make_plan([str(tmp_path / "m.jsonl")], str(tmp_path / "out"), shard_seconds=10.0, job={})
     assert plan.num_shards == 4
     seen: list[Progress] = []
-    run = Run(plan, stall_s=60.0, on_progress=seen.append)
+    run = Run(plan, stall_s=60.0, queues={}, on_progress=seen.append)
     book = RemoteBook(run.attempts)
 
     def publish(table: pa.Table) -> pa.Table:
         time.sleep(0.8)  # longer than from one look at the run to the next
         return table
 
-    summaries = [pa.table({"shard_id": [shard], "num_rejects": [1]}) for shard in plan.pending]
+    counts = dict.fromkeys(("num_items", "num_items_rejected", "num_rows", "num_rejects", "num_bytes"), 1)
+    rest = {"audio_s": 10.0, "rejected_s": 0.0, "rejects_by_reason": "{}", "quality": "{}"}
+    summaries = [pa.Table.from_pylist([{"shard_id": shard, **counts, **rest}]) for shard in plan.pending]
     ds = ray.data.from_blocks(summaries).map_batches(
         TrackedStage(publish, name="write", book=book), batch_size=1, batch_format="pyarrow", concurrency=1
     )

@@ -69,6 +69,7 @@ def test_the_record_of_a_run_agrees_with_what_it_wrote(demo_run: tuple[Path, lis
     assert list(seen[-1].queue.items()) == [("encode", 0), ("decode_text", 0), ("write_parquet", 0)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_a_run_that_is_not_measured_nothing(
     ray_session: None, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +106,11 @@ def test_a_running_job_shows_every_metric(ray_session: None, tmp_path: Path) -> 
         write_speech(tmp_path / "b", [f"b{number}" for number in range(6)], seconds=1.9),
     )
     job = JobConfig(
-        inputs=manifests, output=str(tmp_path / "out"), model=str(demo.CHECKPOINT), shard_seconds=10
+        inputs=manifests,
+        output=str(tmp_path / "out"),
+        model=str(demo.CHECKPOINT),
+        shard_seconds=10,
+        reference_batch=4,  # nothing else pads
     )
     shown: dict[str, str] = {}
 

@@ -122,6 +122,7 @@ def test_a_run_goes_on_where_another_at_once_is_killed(
     check_clean(job_of(source, output, tiny_checkpoint), clean)
 
 
+@pytest.mark.slow
 def test_a_job_that_rejected_everything_says_so_whatever_the_limit(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_worker_killed_and_a_model_that_comes_late_change_nothing(
     assert len(list(loads.iterdir())) == 3  # failed, loaded, and loaded again by the worker that came after
 
 
+@pytest.mark.slow
 def test_what_can_never_go_on_ends_in_bounded_time_with_one_sentence(
     clean: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
