@@ -44,8 +44,8 @@ def parts() -> dict[str, str]:
     metrics = runpy.run_path(str(ROOT / "w2v_ray" / "metric_names.py"))
     tree = re.search(r"(?m)^(?:    .*\n)+", errors["__doc__"])
     assert tree, "the docstring of errors.py draws the tree, indented by four spaces"
-    columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "KEPT", "TRANSCRIPT", "REJECT", "ERROR"]
-    columns += ["WORD", "ALIGNMENT", "ALIGNED_WORD", "EMBEDDING", "LABEL", "FRAME", "TURN"]
+    columns = ["ITEM", "READ", "DECODED", "SEGMENT", "ENCODED", "TOP_TOKENS", "KEPT", "TRANSCRIPT", "REJECT"]
+    columns += ["ERROR", "WORD", "ALIGNMENT", "ALIGNED_WORD", "EMBEDDING", "LABEL", "FRAME", "TURN"]
     meanings = [f"| `{name}` | {errors[name].__doc__} |" for name in errors["__all__"]]
     return {name.lower(): column_table(schema[name]) for name in columns} | {
         "error_tree": "```text\n" + re.sub(r"(?m)^    ", "", tree[0]) + "```",

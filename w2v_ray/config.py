@@ -204,6 +204,14 @@ class JobConfig(EncoderConfig):
         """Whether the encoder runs on a GPU and nowhere else."""
         return self.device.startswith("cuda") or self.accelerator_type is not None
 
+    @property
+    def top_tokens(self) -> int | None:
+        """How many of the likeliest tokens of a frame the job makes use of; null: all."""
+        enough = self.decoder().top_tokens
+        if self.task == "align" or enough is None or (self.keep_log_probs or 0) > enough:
+            return None
+        return enough
+
     def fingerprint_fields(self) -> dict[str, Any]:
         """The settings that decide what the rows of the output are.
 

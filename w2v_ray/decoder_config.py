@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -60,6 +61,11 @@ SEARCH_BOUNDS: dict[str, tuple[float, float]] = {
     "token_min_logp": (-1000, 0),
 }
 """By setting of a search, the bounds of its value."""
+
+_TOKEN_MIN_LOGP = -5.0  # of a search for which none is given
+# So many tokens of a frame hold all that are likelier than 1 in as many: those that a search at its defaults
+# does not pass over, of which there are e ** 5 at most, and what counts in a confidence.
+_TOP_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +131,12 @@ class DecoderConfig:
         for name, (has_use, fix) in needs.items():
             if (value := getattr(self, name)) is not None and not has_use:
                 raise ConfigError(f"{name} is {value!r}, which has no effect by itself; {fix} too")
+
+    @property
+    def top_tokens(self) -> int | None:
+        """How many of the likeliest tokens of a frame are enough for its text; null: all may be needed."""
+        least = _TOKEN_MIN_LOGP if self.token_min_logp is None else self.token_min_logp
+        return _TOP_TOKENS if math.exp(-least) <= _TOP_TOKENS else None
 
     @property
     def is_search(self) -> bool:

@@ -105,6 +105,7 @@ def build(
         heads=heads,
         device="cpu" if not pools.encoder_gpus else job.device.replace("auto", "cuda"),
         num_threads=None if pools.encoder_gpus else job.encoder_threads or pools.encoder_threads,
+        top_tokens=job.top_tokens if pools.encoder_gpus else None,
     )
     results = [config for head in heads for config in _results(job, head, pools)]
     write = WriteParquetConfig(

@@ -123,13 +123,15 @@ def transcribe(
     check_decoder(decoder, tokenizer, model=model, revision=revision)
     if language_column is not None:
         check_one_language(decoder, "language_column")
+    device = choose_device(device)
     encode = EncodeConfig(
         model=model,
         revision=revision,
-        device=choose_device(device),
+        device=device,
         attn_implementation=attn_implementation,
         dtype=dtype,
         num_threads=encoder_threads,
+        top_tokens=decoder.top_tokens if device.startswith("cuda") else None,
     )
     text = DecodeTextConfig(
         tokenizer=vocabulary.tokenizer,

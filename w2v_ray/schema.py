@@ -38,6 +38,7 @@ __all__ = [
     "SEGMENT",
     "TABLES",
     "TABLE_OF_TASK",
+    "TOP_TOKENS",
     "TRANSCRIPT",
     "TURN",
     "WORD",
@@ -151,6 +152,12 @@ SEGMENT = [
 ENCODED = [
     _column("log_probs", pa.large_binary(), "float16 log-probabilities, num_frames x vocabulary"),
     _column("num_frames", pa.int32(), "frames of the emission"),
+]
+
+# Where only the likeliest tokens of each frame are handed on, log_probs is of these, and beside it are:
+TOP_TOKENS = [
+    _column("top_tokens", pa.large_binary(), "their columns, two bytes each; null: log_probs has all"),
+    _column("vocabulary_size", pa.int32(), "columns of the whole emission; null: log_probs has all"),
 ]
 
 # A head that embeds; how many numbers, and whether of 32 or 16 bits, is for the model and the job.

@@ -10,6 +10,7 @@ import torch
 
 from w2v_ray import demo
 from w2v_ray.schema import DECODED, ERROR
+from w2v_ray.stages.emissions import emission_of
 from w2v_ray.stages.encode import Encode
 from w2v_ray.stages.encode_config import EncodeConfig
 
@@ -40,3 +41,14 @@ def test_a_gpu_gives_what_a_cpu_gives(dtype: str, bound: float) -> None:
         assert np.abs(on_cpu - on_gpu)[likely].max() < bound
         if dtype == "float32":
             assert (on_cpu.argmax(-1) == on_gpu.argmax(-1)).mean() > 0.999
+
+
+def test_the_likeliest_tokens_are_picked_on_the_gpu() -> None:
+    config = EncodeConfig(model=str(demo.CHECKPOINT), device="cuda", dtype="float32", top_tokens=8)
+    table = Encode(config)(segments())
+    for row, whole in enumerate(emissions("cuda", "float32")):
+        top = emission_of(table, row).astype(np.float32)
+        is_top = whole > np.sort(whole, axis=1)[:, -8][:, None]
+        assert table.column("vocabulary_size")[row].as_py() == whole.shape[1]
+        assert np.abs(top - whole)[is_top].max() < 0.02
+        assert (top.argmax(-1) == whole.argmax(-1)).mean() > 0.999

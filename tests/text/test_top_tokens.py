@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from w2v_ray.errors import EncodeError
-from w2v_ray.text.top_tokens import FLOOR, keep_top_tokens, restore_emission
+from w2v_ray.text.top_tokens import FLOOR, keep_top_tokens, restore_emission, spread_tokens
 
 
 def noise(frames: int, columns: int, seed: int, scale: float = 3.0) -> np.ndarray:
@@ -64,3 +64,25 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
             restore_emission(ids, log_probs, **sizes)
     with pytest.raises(EncodeError, match="what is kept of the emission"):
         restore_emission(b"", b"", num_frames=6, num_columns=5, blank=0)
+
+
+@pytest.mark.parametrize(("columns", "count"), [(1_024, 256), (300, 40), (5, 5), (70_000, 3)])
+def test_the_likeliest_tokens_come_back(columns: int, count: int) -> None:
+    emission = noise(20, columns, seed=columns, scale=2.0)
+    ids = np.argsort(-emission.astype(np.float32), axis=1)[:, :count]
+    ids = np.random.default_rng(0).permuted(ids, axis=1)
+    back = spread_tokens(ids, np.take_along_axis(emission, ids, axis=1), num_columns=columns)
+    assert (back.shape, back.dtype) == (emission.shape, np.float16)
+    is_given = np.zeros(emission.shape, bool)
+    np.put_along_axis(is_given, ids, True, axis=1)
+    assert (back[is_given] == emission[is_given]).all()
+    assert (back.argmax(axis=1) == emission.argmax(axis=1)).all()
+    others = np.where(is_given, -np.inf, back)
+    assert (others <= np.where(is_given, emission, np.inf).min(axis=1)[:, None]).all()
+    assert np.exp(back.astype(np.float64)).sum(axis=1) == pytest.approx(1, abs=0.02)
+
+
+def test_a_column_beyond_the_last_is_refused() -> None:
+    with pytest.raises(EncodeError, match="names column 7 of 5; encode the segment again"):
+        spread_tokens(np.array([[1, 7]], np.uint16), np.array([[-1, -2]], np.float16), num_columns=5)
+    assert spread_tokens(np.zeros((0, 4)), np.zeros((0, 4), np.float16), num_columns=5).shape == (0, 5)

@@ -47,7 +47,13 @@ class EncoderBench:
         self._threads_before = torch.get_num_threads()
         self._num_batches, self._padding_share = 0, 0.0
         self._encode = Encode(
-            EncodeConfig.of(job, heads=heads, device=str(self.device), num_threads=self.num_threads)
+            EncodeConfig.of(
+                job,
+                heads=heads,
+                device=str(self.device),
+                num_threads=self.num_threads,
+                top_tokens=job.top_tokens if self.on_gpu else None,
+            )
         )
 
     def __enter__(self) -> Self:

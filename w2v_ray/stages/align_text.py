@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from w2v_ray.errors import AlignError, ConfigError, EncodeError
-from w2v_ray.schema import ALIGNMENT, EMISSION_DTYPE, ERROR, error_value
+from w2v_ray.schema import ALIGNMENT, ERROR, error_value
+from w2v_ray.stages.emissions import take_emission
 from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.align_text import AlignedSpan, TextAlignment, align_texts
 from w2v_ray.text.languages import LanguageLabels
@@ -29,7 +30,6 @@ __all__ = ["MAX_ITEM_SECONDS", "AlignText", "AlignTextConfig", "TakeText"]
 MAX_ITEM_SECONDS = 3600.0
 
 _STAGE = "align_text"
-_DTYPE = np.dtype(EMISSION_DTYPE).newbyteorder("<")
 _ADDED = ("text", "score", "ctc_loss", "loss_per_label", "words", "characters")
 _NEEDED = ["item_index", "segment_index", "start_s", "end_s", "duration_s", "num_frames", "error", "text"]
 
@@ -136,21 +136,14 @@ class AlignText:
 
     def _part(self, segment: dict[str, Any], emission: pa.Scalar) -> tuple[np.ndarray, np.ndarray]:
         """The log-probabilities of a segment, and the times of its frames in the recording."""
-        buffer, num_frames = emission.as_buffer(), segment["num_frames"]
-        if num_frames == 0 and buffer is not None:
+        log_probs = take_emission(emission.as_buffer(), segment["num_frames"])
+        num_frames = len(log_probs)
+        if not num_frames:
             raise AlignError("the voice activity detector found no speech to align the text with; check it")
-        if buffer is None or not num_frames:
-            raise EncodeError("a segment has neither an emission nor an error; encode it again")
-        size, rest = divmod(buffer.size, num_frames * _DTYPE.itemsize)
-        if rest or not size:
-            raise EncodeError(
-                f"the emission has {buffer.size} bytes, expected a multiple of {_DTYPE.itemsize} for each of "
-                f"its {num_frames} frames"
-            )
         edges = segment["start_s"] + np.arange(num_frames + 1) * self._seconds_per_frame
         # The last frame may reach beyond the last sample, by less than a frame.
         edges = np.minimum(edges, segment["end_s"])
-        return np.frombuffer(buffer, _DTYPE).reshape(num_frames, size), np.stack([edges[:-1], edges[1:]], 1)
+        return log_probs, np.stack([edges[:-1], edges[1:]], 1)
 
     def _align(self, todo: list[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> None:
         groups: defaultdict[tuple[str | None, int], list[tuple[dict[str, Any], np.ndarray, np.ndarray]]]

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from w2v_ray.decoder_config import DecoderConfig
-from w2v_ray.errors import ConfigError, EncodeError, ItemError
-from w2v_ray.schema import DECODED_TEXT, EMISSION_DTYPE, ERROR, TRANSCRIPT, error_value
+from w2v_ray.errors import ConfigError, ItemError
+from w2v_ray.schema import DECODED_TEXT, ERROR, TRANSCRIPT, error_value
+from w2v_ray.stages.emissions import Emission, drop_emissions, emission_of
 from w2v_ray.stages.take_language import languages_of, with_language
 from w2v_ray.text.greedy import CTCLabels, checked_emission, decode_greedy
 from w2v_ray.text.languages import LanguageLabels
@@ -27,10 +26,7 @@ from w2v_ray.text.search import BeamSearch, SearchOptions
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 from w2v_ray.text.transcript import Character, Transcript, Word
 
-__all__ = ["DecodeText", "DecodeTextConfig", "emission_of"]
-
-_DTYPE = np.dtype(EMISSION_DTYPE).newbyteorder("<")
-Emission = NDArray[np.float16]
+__all__ = ["DecodeText", "DecodeTextConfig"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +59,8 @@ class DecodeText:
     """Adds the columns of text to a table of encoded segments, and ``language`` if need be, and drops
     ``log_probs``.
 
-    The times of words are seconds in the recording, never beyond the segment. Rows with an error stay,
-    without a text.
+    Where a segment has ``top_tokens``, ``log_probs`` is of these alone. The times of words are seconds in the
+    recording, never beyond the segment. Rows with an error stay, without a text.
 
     Args:
         config: Whose tokenizer, the frame rate, and the settings of the decoder.
@@ -92,12 +88,10 @@ class DecodeText:
     def __call__(self, table: pa.Table) -> pa.Table:
         errors = table.column("error").to_pylist()
         emissions: dict[int, Emission] = {}
-        for i, (error, num_frames) in enumerate(
-            zip(errors, table.column("num_frames").to_pylist(), strict=True)
-        ):
+        for i, error in enumerate(errors):
             if error is None:
                 try:
-                    emissions[i] = emission_of(table.column("log_probs")[i].as_buffer(), num_frames)
+                    emissions[i] = emission_of(table, i)
                 except ItemError as failure:
                     errors[i] = error_value("decode_text", failure)
         transcripts = self._decode(emissions, languages_of(table), errors)
@@ -106,7 +100,7 @@ class DecodeText:
             self._row(transcripts[i], start_s, end_s) if i in transcripts else dict.fromkeys(DECODED_TEXT)
             for i, (start_s, end_s) in enumerate(zip(*times, strict=True))
         ]
-        table = with_language(table.drop_columns(["log_probs"]))
+        table = with_language(drop_emissions(table))
         table = table.set_column(
             table.column_names.index("error"), pa.field("error", ERROR), pa.array(errors, ERROR)
         )
@@ -173,25 +167,6 @@ class DecodeText:
         if transcript.characters is not None:
             row["characters"] = placed("char", transcript.characters)
         return row
-
-
-def emission_of(buffer: pa.Buffer | None, num_frames: int | None) -> Emission:
-    """The emission in a buffer, shape (num_frames, columns).
-
-    Raises:
-        EncodeError: There is none, or its size does not fit the number of frames.
-    """
-    if buffer is None or num_frames is None:
-        raise EncodeError("the segment has neither an emission nor an error; encode it again")
-    if num_frames == 0:
-        return np.zeros((0, 0), _DTYPE)
-    columns, rest = divmod(buffer.size, num_frames * _DTYPE.itemsize)
-    if num_frames < 0 or rest or not columns:
-        raise EncodeError(
-            f"the emission has {buffer.size} bytes, expected a multiple of {_DTYPE.itemsize} for each "
-            f"of its {num_frames} frames"
-        )
-    return np.frombuffer(buffer, _DTYPE).reshape(num_frames, columns)
 
 
 def _options(decoder: DecoderConfig) -> SearchOptions:

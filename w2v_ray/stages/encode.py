@@ -23,24 +23,19 @@ import torch
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
 from w2v_ray.audio.windows import cut_windows, window_samples
 from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError, TooShortError
-from w2v_ray.heads import Head
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.packed import PackedOutput
 from w2v_ray.models.products import has_fast_int8
 from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import (
-    CLASS_SCORES,
-    EMBEDDING,
-    EMISSION_DTYPE,
-    ENCODED,
     ERROR,
-    FRAME_SCORES,
     SAMPLE_RATE_HZ,
     error_value,
 )
 from w2v_ray.stages.batches import Budget, attention_seconds, choose_budget
 from w2v_ray.stages.encode_config import EncodeConfig
-from w2v_ray.stages.encoder_heads import EncoderHeads
+from w2v_ray.stages.encoded_columns import columns_of
+from w2v_ray.stages.encoder_heads import EncoderHeads, TopTokens
 from w2v_ray.stages.take_language import languages_of
 
 __all__ = ["Encode"]
@@ -54,13 +49,14 @@ _LONGEST_S = 300.0  # that is computed whole, where nothing is said
 _WINDOW_S = 60.0
 _LEAST_WINDOW_S = 5.0  # less hears too little to both sides
 
-Result = list[np.ndarray | None]  # what each head gives for a segment
+Result = list[np.ndarray | TopTokens | None]  # what each head gives for a segment
 
 
 class Encode:
     """Adds what the heads give to a table of segments and drops ``samples``.
 
-    A head that transcribes gives ``log_probs`` and ``num_frames``, one that embeds ``embedding``, one that
+    A head that transcribes gives ``log_probs`` and ``num_frames``, and with the setting ``top_tokens`` the
+    columns that say which tokens these are of, one that embeds ``embedding``, one that
     classifies ``class_scores``, and one of frames ``frame_scores`` and ``num_frames``.
 
     Args:
@@ -104,7 +100,14 @@ class Encode:
         # What is not multiplied in bytes is in the type that is fast beside them.
         dtype = ("float32" if self._device.type == "cpu" else "bfloat16") if int8 else config.dtype
         options = {"dtype": dtype, "attn_implementation": config.attn_implementation}
-        self._heads = EncoderHeads(config.heads, device=self._device, int8=int8, padded=is_padded, **options)
+        self._heads = EncoderHeads(
+            config.heads,
+            device=self._device,
+            int8=int8,
+            padded=is_padded,
+            top_tokens=config.top_tokens,
+            **options,
+        )
         encoder = self._heads.encoder
         self._input_name = encoder.main_input_name
         self._dtype = getattr(torch, dtype)
@@ -180,7 +183,7 @@ class Encode:
         table = table.drop_columns(["samples", "error"])
         for place, head in enumerate(self._heads.heads):
             values = [None if result is None else (result[place],) for result in results]
-            for column, array in _columns(head, values):
+            for column, array in columns_of(head, values, has_tops=self._config.top_tokens is not None):
                 if column.name not in table.column_names:  # num_frames, of two heads
                     table = table.append_column(column, array)
         return table.append_column("error", pa.array(errors, ERROR))
@@ -405,29 +408,3 @@ def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
     """The values of a binary column without copying them."""
     for value in column:
         yield value.as_buffer()
-
-
-def _columns(
-    head: Head, results: Sequence[tuple[np.ndarray | None] | None]
-) -> Iterator[tuple[pa.Field, pa.Array]]:
-    """What a head gives as columns; a result is None where the segment failed, (None,) where it has none."""
-    found = [None if result is None else result[0] for result in results]
-    if head.task in ("transcribe", "frames"):
-        empty = np.zeros((0, 0), EMISSION_DTYPE)
-        arrays = [None if r is None else empty if r[0] is None else r[0] for r in results]
-        field = ENCODED[0] if head.task == "transcribe" else FRAME_SCORES
-        yield field, pa.array([None if a is None else a.tobytes() for a in arrays], field.type)
-        yield ENCODED[1], pa.array([None if a is None else len(a) for a in arrays], ENCODED[1].type)
-    elif head.task == "classify":
-        yield CLASS_SCORES, pa.array(found, CLASS_SCORES.type)
-    else:
-        numbers = pa.from_numpy_dtype(head.dtype)
-        type_ = pa.list_(numbers, head.size)
-        field = EMBEDDING.field("embedding").with_type(type_)
-        vectors = np.zeros((len(found), head.size), head.dtype)
-        for row, vector in enumerate(found):
-            if vector is not None:
-                vectors[row] = vector
-        missing = pa.array([vector is None for vector in found], pa.bool_())
-        values = pa.array(vectors.ravel(), numbers)
-        yield field, pa.FixedSizeListArray.from_arrays(values, type=type_, mask=missing)

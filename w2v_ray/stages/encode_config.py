@@ -43,16 +43,27 @@ class EncodeConfig:
     """Seconds at the ends of a window that are heard and not kept; None: a sixth of it at each end."""
     normalize: str = "chunk"
     """Whether each window is normalized by itself, as pipelines do ("chunk"), or the whole ("segment")."""
+    top_tokens: int | None = None
+    """How many of the likeliest tokens of each frame are handed on, where the model has four times as many or
+    more; None: all. It pays on a GPU; a CPU picks them slower than it hands on all."""
     num_threads: int | None = None
     """CPU threads of torch; None: leave torch's default."""
 
     @classmethod
     def of(
-        cls, settings: EncoderConfig, *, heads: Sequence[Head], device: str, num_threads: int | None
+        cls,
+        settings: EncoderConfig,
+        *,
+        heads: Sequence[Head],
+        device: str,
+        num_threads: int | None,
+        top_tokens: int | None = None,
     ) -> Self:
         """What a job's settings of the encoder ask for."""
         shared = {name: getattr(settings, name) for name in ENCODER_FIELDS}
-        return cls(heads=tuple(heads), device=device, num_threads=num_threads, **shared)
+        return cls(
+            heads=tuple(heads), device=device, num_threads=num_threads, top_tokens=top_tokens, **shared
+        )
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.heads):
@@ -63,5 +74,7 @@ class EncodeConfig:
             head = Head(task="transcribe", model=self.model, revision=self.revision)
             object.__setattr__(self, "heads", (head,))
         check_encoder(self)
+        if self.top_tokens is not None and self.top_tokens < 1:
+            raise ConfigError(f"top_tokens is {self.top_tokens}, expected at least 1; try 256")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"num_threads is {self.num_threads}, expected at least 1; try 1")

@@ -6,6 +6,7 @@ Letters in tensor names: N frames of all segments, L frames of one, E width, K c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,28 @@ from w2v_ray.schema import EMISSION_DTYPE
 from w2v_ray.text.languages import Tokenizers, check_head
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
-__all__ = ["EncoderHeads"]
+__all__ = ["EncoderHeads", "TopTokens"]
 
-Value = np.ndarray | TooShortError | EncodeError
+_LEAST_SHARE = 4  # a token and its number take twice the room of the number
+_MOST_COLUMNS = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """The likeliest tokens of each frame of a segment."""
+
+    ids: np.ndarray
+    """Their columns, shape (num_frames, tokens), of uint16."""
+    log_probs: np.ndarray
+    """Their log-probabilities, of the same shape."""
+    vocabulary_size: int
+    """Columns of the whole emission."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Value = np.ndarray | TopTokens | TooShortError | EncodeError
 
 _CLASSES: dict[str, type[AutoModel]] = {
     "transcribe": AutoModelForCTC,
@@ -51,6 +71,8 @@ class EncoderHeads:
         device: Where they run.
         int8: Whether the encoder's large products are of bytes.
         padded: Whether ``encode_padded`` is what will be called, and not ``encode``.
+        top_tokens: Log-probabilities are given of so many tokens a frame, where there are many more; None: of
+            all.
         options: Of ``from_pretrained``: dtype and attn_implementation.
 
     Raises:
@@ -64,9 +86,11 @@ class EncoderHeads:
         device: torch.device,
         int8: bool = False,
         padded: bool = False,
+        top_tokens: int | None = None,
         **options: Any,
     ) -> None:
         self.heads = tuple(heads)
+        self._top_tokens = top_tokens
         self._models: dict[str, Any] = {}
         self.encoder: Any = None
         loaded: tuple[str, str | None] | None = None
@@ -157,8 +181,9 @@ class EncoderHeads:
             outputs: Of the encoder.
 
         Returns:
-            For each head, for each segment an array: log-probabilities (num_frames, vocabulary), a unit
-            vector, scores of classes, or those of each frame (num_frames, classes); or what is wrong.
+            For each head, for each segment an array: log-probabilities (num_frames, vocabulary), or
+            TopTokens in their place, a unit vector, scores of classes, or those of each frame
+            (num_frames, classes); or what is wrong.
         """
         return [list(self._of_head(head, outputs)) for head in self.heads]
 
@@ -172,6 +197,10 @@ class EncoderHeads:
             if head.task == "transcribe":
                 scores_NK = torch.log_softmax(logits_NK, dim=-1, dtype=torch.float32)
                 lengths = [len(output.last) for output in outputs]
+                count, size = self._top_tokens, scores_NK.shape[1]
+                if count is not None and _LEAST_SHARE * count <= size <= _MOST_COLUMNS:
+                    yield from _top_of_frames(scores_NK, lengths, count)
+                    return
             else:
                 scores_NK = _activated(logits_NK, head)
                 lengths = [
@@ -225,10 +254,29 @@ def _activated(logits: torch.Tensor, head: Head) -> torch.Tensor:
 def _of_frames(x_NK: torch.Tensor, lengths: Sequence[int]) -> Iterator[Value]:
     finite = x_NK.isfinite().all(-1).cpu().numpy()
     array = x_NK.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
+    for part in _parts(lengths):
+        yield array[part] if finite[part].all() else EncodeError(_NOT_FINITE)
+
+
+def _top_of_frames(x_NK: torch.Tensor, lengths: Sequence[int], count: int) -> Iterator[Value]:
+    """The same of the largest numbers of each frame, picked where the model is: the others never leave it."""
+    finite = x_NK.isfinite().all(-1).cpu().numpy()
+    top = x_NK.topk(count, dim=-1, sorted=False)
+    # Torch has no arithmetic of uint16, but the same bits have a name in int16.
+    ids = top.indices.to(torch.int16).cpu().numpy().view(np.uint16)
+    array = top.values.to(getattr(torch, EMISSION_DTYPE)).cpu().numpy()
+    for part in _parts(lengths):
+        if finite[part].all():
+            yield TopTokens(ids[part], array[part], x_NK.shape[1])
+        else:
+            yield EncodeError(_NOT_FINITE)
+
+
+def _parts(lengths: Sequence[int]) -> Iterator[slice]:
     end = 0
     for length in lengths:
         begin, end = end, end + length
-        yield array[begin:end] if finite[begin:end].all() else EncodeError(_NOT_FINITE)
+        yield slice(begin, end)
 
 
 def _checked(rows: Sequence[torch.Tensor]) -> Iterator[Value]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from w2v_ray import stores
 from w2v_ray.errors import ItemError, OutputError
 from w2v_ray.schema import EMISSION_DTYPE, ENCODED, ERROR, KEPT, LOG_PROBS, error_value
-from w2v_ray.stages.decode_text import emission_of
+from w2v_ray.stages.emissions import emission_of
 from w2v_ray.stages.take_language import languages_of
 from w2v_ray.text.languages import LanguageLabels
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -37,9 +37,9 @@ class KeepLogProbs:
     def __call__(self, table: pa.Table) -> pa.Table:
         kept: list[tuple[bytes | None, bytes | None, int | None]] = []
         languages = languages_of(table)
-        for i, num_frames in enumerate(table.column("num_frames").to_pylist()):
+        for i in range(table.num_rows):
             try:
-                emission = emission_of(table.column("log_probs")[i].as_buffer(), num_frames)
+                emission = emission_of(table, i)
             except ItemError:  # decode_text will say so
                 kept.append((None, None, None))
                 continue

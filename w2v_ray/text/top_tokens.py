@@ -1,7 +1,7 @@
-"""Emissions made small: of each frame the blank and the likeliest tokens, and back to all of them.
+"""Emissions made small: of each frame the likeliest tokens, and back to all of them.
 
-A frame keeps at most so many tokens, and none that is less likely than ``FLOOR``, except the blank, which is
-always kept: a search drops such tokens anyway, and what is not there compresses best.
+What is kept in files has at most so many tokens a frame, and none that is less likely than ``FLOOR``, except
+the blank, which is always kept: a search drops such tokens anyway, and what is not there compresses best.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from w2v_ray.errors import EncodeError
 
-__all__ = ["FLOOR", "keep_top_tokens", "restore_emission"]
+__all__ = ["FLOOR", "keep_top_tokens", "restore_emission", "spread_tokens"]
 
 FLOOR = -10.0  # natural log: 1 in 22,000; a search at its defaults ignores what is below -5
 _TYPE = np.dtype("<f2")
@@ -101,6 +101,36 @@ def restore_emission(
     least = np.where(is_kept, kept[1:], 0).min(axis=0, initial=0)
     fill = np.minimum(share, np.where(is_kept.all(axis=0), least, FLOOR))
     return np.where(missing, fill[:, None], emission).astype(np.float16)
+
+
+def spread_tokens(
+    ids: NDArray[np.uint16], log_probs: NDArray[np.float16], *, num_columns: int
+) -> NDArray[np.float16]:
+    """Makes an emission of the likeliest tokens of each frame.
+
+    The probability that is left of a frame is shared equally by the others, none of which gets more than the
+    least likely one that is given.
+
+    Args:
+        ids: The columns of the tokens, in any order, shape (frames, tokens).
+        log_probs: Their natural log-probabilities, of the same shape.
+        num_columns: Columns of the emission.
+
+    Returns:
+        Natural log-probabilities, shape (frames, num_columns).
+
+    Raises:
+        EncodeError: A column does not exist.
+    """
+    if ids.size and ids.max() >= num_columns:
+        raise EncodeError(f"the emission names column {ids.max()} of {num_columns}; encode the segment again")
+    given = log_probs.astype(np.float32)
+    left = np.maximum(1 - np.exp(given).sum(axis=1), 1e-7)
+    share = np.log(left / max(1, num_columns - ids.shape[1]))
+    fill = np.minimum(share, given.min(axis=1, initial=0)).astype(np.float16)
+    emission = np.repeat(fill[:, None], num_columns, axis=1)
+    np.put_along_axis(emission, ids.astype(np.intp), log_probs, axis=1)
+    return emission
 
 
 def _id_type(columns: int) -> np.dtype[Any]:
