@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,11 @@ ADDED = {field.name for field in TOP_TOKENS}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose model writes one of a thousand signs a token."""
     folder = tmp_path_factory.mktemp("many_tokens")
-    config = Wav2Vec2Config(
-        vocab_size=SIZE,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
-        conv_dim=(16,) * 7,
-        conv_bias=True,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
+    config = dataclasses.replace(
+        Wav2Vec2Config.from_pretrained(str(tiny_checkpoint)), vocab_size=SIZE, num_hidden_layers=1
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -82,7 +73,8 @@ def texts(model: Path, table: pa.Table, decoder: DecoderConfig) -> list[dict[str
     stage = DecodeText(DecodeTextConfig(tokenizer=tokenizer, seconds_per_frame=0.02, decoder=decoder))
     decoded = stage(table)
     assert not ADDED & set(decoded.column_names)
-    return decoded.select([*DECODED_TEXT, "error"]).to_pylist()
+    rows: list[dict[str, Any]] = decoded.select([*DECODED_TEXT, "error"]).to_pylist()
+    return rows
 
 
 @pytest.mark.parametrize(
