@@ -202,6 +202,16 @@ def test_pools_are_those_that_a_cluster_gives(tmp_path: Path) -> None:
     assert "cpu" not in found.attention.reason
 
 
+def test_bytes_on_a_gpu_leave_what_attention_computes_with_in_bfloat16(tmp_path: Path) -> None:
+    found = {
+        dtype: forecast(
+            job_of(tmp_path / "out", dtype=dtype, attn_implementation="auto"), cluster=(8, 1)
+        ).attention
+        for dtype in ("int8", "bfloat16", "float32")
+    }
+    assert found["int8"] == found["bfloat16"] != found["float32"]
+
+
 def test_stages_have_the_names_that_rejects_have() -> None:
     results = {name for name, _ in RESULT_STAGES.values()}
     assert results == {"decode_text", "align_text", "choose_labels", "find_turns"}

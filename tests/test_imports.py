@@ -87,7 +87,7 @@ benchmark  -> schema stages stores w2v_ray
 console_bench -> benchmark console demo sizing
 console_demo -> demo metrics
 cli_lm     -> errors text
-forecast   -> align_config config errors frame_rate head_config job models plan pools stores
+forecast   -> align_config config encoder_config errors frame_rate head_config job models plan pools stores
 job_schema -> encoder_config
 job_schema -> align_config audio_config config decoder_config head_config job_file store_config
 console_forecast -> console forecast

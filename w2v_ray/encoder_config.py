@@ -18,6 +18,7 @@ __all__ = [
     "NORMALIZE",
     "EncoderConfig",
     "check_encoder",
+    "float_dtype",
 ]
 
 ATTN_IMPLEMENTATIONS = ("auto", "eager", "sdpa", "flash_attention_2", "flex_attention")
@@ -89,6 +90,13 @@ class EncoderConfig(HeadConfig):
 
 ENCODER_FIELDS = tuple(field.name for field in fields(EncoderConfig) if field not in fields(HeadConfig))
 """The settings that are of the encoder and not of its heads."""
+
+
+def float_dtype(dtype: str, *, on_gpu: bool) -> str:
+    """The type of what is not multiplied in bytes, which is the one that is fast beside them."""
+    if dtype != "int8":
+        return dtype
+    return "bfloat16" if on_gpu else "float32"
 
 
 def check_encoder(config: Any) -> None:

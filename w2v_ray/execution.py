@@ -99,7 +99,6 @@ class Run:
         self._record = record
         self._summaries: list[dict[str, Any]] = []
         # Added up as they change: with a million shards, sums twice a second would take the driver's time.
-        self._planned_s, self._pending_s = plan.planned_s, plan.pending_s
         self._published = Published()
         self._num_forgotten = 0  # by the book, of the summaries
         self._encoded_s = 0.0

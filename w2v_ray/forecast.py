@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from w2v_ray import stores
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.config import JobConfig, RedecodeConfig
+from w2v_ray.encoder_config import float_dtype
 from w2v_ray.errors import ConfigError, MissingExtraError
 from w2v_ray.frame_rate import model_config
 from w2v_ray.head_config import read_also
@@ -237,7 +238,7 @@ def _attention(job: JobConfig | RedecodeConfig, pools: Pools | None, *, is_here:
     if device == "auto" and job.attn_implementation == "auto":
         return Attention(name="auto", reason="auto, which encoders decide, as it depends on where they run")
     bias = adds_bias(model_config(job.model, revision=job.revision))
-    dtype = getattr(torch, job.dtype)
+    dtype = getattr(torch, float_dtype(job.dtype, on_gpu=device.startswith("cuda")))
     try:
         name, reason = choose_attention(
             job.attn_implementation, bias=bias, dtype=dtype, device=device.replace("auto", "cpu")

@@ -22,6 +22,7 @@ import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
 from w2v_ray.audio.windows import cut_windows, window_samples
+from w2v_ray.encoder_config import float_dtype
 from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError, TooShortError
 from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.packed import PackedOutput
@@ -97,8 +98,7 @@ class Encode:
                 "which it takes minutes for a second; choose float32, or bfloat16"
             )
         is_padded = config.reference_batch is not None
-        # What is not multiplied in bytes is in the type that is fast beside them.
-        dtype = ("float32" if self._device.type == "cpu" else "bfloat16") if int8 else config.dtype
+        dtype = float_dtype(config.dtype, on_gpu=self._device.type != "cpu")
         options = {"dtype": dtype, "attn_implementation": config.attn_implementation}
         self._heads = EncoderHeads(
             config.heads,
