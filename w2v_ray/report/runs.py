@@ -15,10 +15,10 @@ import numpy as np
 
 from w2v_ray import stores
 from w2v_ray.errors import OutputError
+from w2v_ray.run_record import state_of
 
 __all__ = ["Drift", "DriftPoint", "Run", "Stage", "Throughput", "drift", "read_runs"]
 
-_LOST_AFTER_S = 60.0
 _MOST_INTERVALS = 48
 _LEAST_EARLIER = 3  # runs before the last one that say what is usual
 _THREADS = 8
@@ -162,7 +162,7 @@ def _run(record: Mapping[str, Any]) -> Run:
     names = [*(name for name in _STAGES if name in stages), *sorted(stages.keys() - set(_STAGES))]
     return Run(
         run=str(record["run"]),
-        state=_state(record),
+        state=state_of(record, datetime.now(UTC)),
         command=str(record.get("command") or record.get("task") or "run"),
         started_at=str(record["started_at"]),
         wall_s=wall_s,
@@ -187,19 +187,6 @@ def _run(record: Mapping[str, Any]) -> Run:
         ),
         throughput=_throughput(record.get("timeline") or []),
     )
-
-
-def _state(record: Mapping[str, Any]) -> str:
-    state = str(record.get("state"))
-    if state == "running" and record.get("updated_at"):
-        silent_s = (datetime.now(UTC) - _time(record["updated_at"])).total_seconds()
-        return "lost" if silent_s > _LOST_AFTER_S else state
-    return state
-
-
-def _time(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _throughput(timeline: Sequence[Mapping[str, Any]]) -> Throughput | None:
