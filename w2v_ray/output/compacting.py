@@ -196,7 +196,7 @@ def _row_groups(
     footers: Mapping[str, Footer],
     summaries: list[dict[str, Any]],
 ) -> Iterator[pa.Table]:
-    """The rows of the shards, some shards at a time; ``summaries`` receives theirs, and where their rows are."""
+    """The rows of the shards, some at a time; ``summaries`` receives theirs, and where their rows are."""
     group: list[pa.Table] = []
     num_rows, num_groups = 0, 0
     for name, shard_ids in shards.items():
