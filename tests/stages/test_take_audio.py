@@ -80,6 +80,7 @@ def test_what_is_no_audio_is_an_error_of_its_row() -> None:
         audio=[[0.5] * 50] * 40, sampling_rate=8
     )
     assert "samples are int64, expected floats in [-1, 1]; divide" in message_of(audio=[1], sampling_rate=8)
+    assert "samples are bool, expected floats" in message_of(audio=[True], sampling_rate=8)
     assert "the shape (3, 2), expected one row for each channel; transpose" in message_of(
         audio=[[0.5, 0.5]] * 3, sampling_rate=8
     )

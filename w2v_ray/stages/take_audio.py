@@ -120,7 +120,7 @@ def _source(value: Any, rate: int | None) -> bytes | str:
 def _wav(samples: Any, rate: int | None) -> bytes:
     """Samples in a container of their own, so that arrays go the way of all audio."""
     array = np.asarray(samples)
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iub":
         raise ValueError(
             f"samples are {array.dtype}, expected floats in [-1, 1]; divide those of 16 bits by 32768"
         )
