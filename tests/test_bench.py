@@ -287,6 +287,13 @@ def test_the_plan_in_the_docs_is_the_plan_that_is_printed(
     assert [line.rstrip() for line in said.splitlines()] == expected.splitlines()
 
 
+def test_large_numbers_of_a_plan_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--hours", "1e8", "--deadline", "1h", "--rate", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "100,000,000 h of audio within 60 min" in said
+    assert "2,941 for 1,000 h of audio" in said
+
+
 def test_what_was_measured_last_is_taken_where_no_file_is_named(
     measured: Path,
     tmp_path: Path,

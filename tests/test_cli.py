@@ -194,6 +194,12 @@ def test_unknown_options_and_no_command_are_bad_arguments() -> None:
         assert command(*arguments).returncode == 2
 
 
+def test_an_option_where_a_job_file_has_settings_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "job.yaml", "--dtype", "int8"])
+    assert "--dtype int8; settings of the job are given as key=value" in capsys.readouterr().err
+
+
 def test_help_and_version_are_quick_and_complete() -> None:
     for arguments in (
         ["--help"],

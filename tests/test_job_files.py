@@ -253,6 +253,10 @@ def test_a_bad_file_is_one_sentence_with_the_fix(tmp_path: Path, text: str, word
         ("device=gpu", ["job.yaml: override 'device=gpu': device is 'gpu'"]),
         ("task=algn", ["override 'task=algn'", "'align'"]),
         ("stores={s3: {a: 1, a: 2}}", ["sets 'stores.s3.a' twice"]),
+        (
+            "stores.s3.attempts=3",
+            ["key 'stores.s3.att", "give 'stores' the mapping {s3: {attempts: V"],
+        ),
     ],
 )
 def test_a_bad_override_is_named(tmp_path: Path, override: str, words: list[str]) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.made_outputs import plan, publish, write_archive
+from tests.speaker_outputs import SIZE, embedded, embeddings_output, utterances
 from w2v_ray import stores
 from w2v_ray.crash_points import CRASH_POINTS, EXIT_CODE
 from w2v_ray.errors import ConfigError, InputError, OutputError
@@ -242,3 +243,15 @@ def test_a_key_that_no_entry_has_is_refused(tmp_path: Path) -> None:
     assert plan(str(tmp_path / "more"), tmp_path / "out", partition_by="kind").num_new == 1
     (tmp_path / "x.tar").write_bytes(b"")
     assert plan(str(tmp_path / "x.tar"), tmp_path / "damaged", partition_by="lang").num_new == 1
+
+
+def test_embeddings_are_merged_as_well(tmp_path: Path) -> None:
+    vectors = utterances(range(9))
+    recordings = {f"/archive/{n}.wav": [embedded(0.0, 1.0, vector)] for n, vector in enumerate(vectors)}
+    output = embeddings_output(tmp_path / "out", recordings)
+    before = rows(output, "embeddings")
+    done = compact(output, target_mb=100)
+    assert (done.num_files_before, done.num_files) == (3, 1)
+    assert audit(output).is_complete
+    assert rows(output, "embeddings") == before
+    assert len(before[0]["embedding"]) == SIZE

@@ -185,3 +185,5 @@ def test_mistakes_are_told() -> None:
         transcribe(ds, model=MODEL, vad="speech")
     with pytest.raises(ConfigError, match="rows_per_batch"):
         transcribe(ds, model=MODEL, rows_per_batch=0)
+    with pytest.raises(ConfigError, match="num_encoders is 0, expected at least 1"):
+        transcribe(ds, model=MODEL, num_encoders=0)

@@ -344,6 +344,8 @@ def test_what_cannot_be_shown_is_refused(two: str, options: dict[str, str], mess
 def test_a_place_that_is_no_output_or_cannot_be_written_is_refused(two: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not the output of a job"):
         write_report(str(tmp_path))
+    with pytest.raises(OutputError, match="is not the output of a job"):  # and not: make its folder first
+        write_report(str(tmp_path / "gone"))
     with pytest.raises(OutputError, match="make it first"):
         write_report(two, str(tmp_path / "no" / "report.html"))
     with pytest.raises(OutputError, match="protocol"):

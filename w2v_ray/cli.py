@@ -117,7 +117,8 @@ def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argp
     """The arguments; argparse takes those of a variable number only where they stand together."""
     args, left = parser.parse_known_args(argv)
     if left and (not hasattr(args, "overrides") or any(text.startswith("-") for text in left)):
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        how = "; settings of the job are given as key=value" if hasattr(args, "overrides") else ""
+        parser.error(f"unrecognized arguments: {' '.join(left)}{how}")
     if left:
         args.overrides += left
     return args

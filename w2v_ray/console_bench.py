@@ -129,7 +129,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
 def show_sizing(sizing: Sizing) -> None:
     """The cluster, what it costs, what limits it, and what all that rests on."""
     console = _console()
-    console.print(f"{sizing.hours:,g} h of audio within {_span(sizing.deadline_s)}\n", soft_wrap=True)
+    console.print(f"{sizing.hours:,.12g} h of audio within {_span(sizing.deadline_s)}\n", soft_wrap=True)
     grid = _grid()
     worker = "GPU" if sizing.on_gpu else "machine"
     name = f" ({sizing.worker_name})" if sizing.worker_name else ""
@@ -151,8 +151,9 @@ def show_sizing(sizing: Sizing) -> None:
     parts = [f"GPUs {sizing.gpu_cost:,.2f}"] if sizing.on_gpu else []
     if sizing.core_cost:
         parts.append(f"cores {sizing.core_cost:,.2f}")
-    per_hour = sizing.cost / sizing.hours * 1000
-    grid.add_row("cost", f"{sizing.cost:,.2f} ({', '.join(parts)}), {per_hour:,.3g} for 1,000 h of audio")
+    per_hours = sizing.cost / sizing.hours * 1000
+    each = f"{per_hours:,.3g}" if per_hours < 1000 else f"{per_hours:,.0f}"
+    grid.add_row("cost", f"{sizing.cost:,.2f} ({', '.join(parts)}), {each} for 1,000 h of audio")
     grid.add_row("bottleneck", f"{sizing.bottleneck}; {sizing.advice}")
     console.print(grid)
     console.print("\nassumed:")

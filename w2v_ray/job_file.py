@@ -169,6 +169,12 @@ def _checked(
     while isinstance(value, dict) and value:  # a nested section: show the way down to its first setting
         inner, value = next(iter(value.items()))
         dotted = f"{dotted}.{inner}"
+    first, _, rest = key.partition(".")
+    if rest and first in found and "dict" in str(found[first].type):
+        inside = "VALUE"
+        for name in reversed(rest.split(".")):
+            inside = f"{{{name}: {inside}}}"
+        raise ConfigError(f"{where}: unknown key {key!r}; give {first!r} the mapping {inside}")
     valid = sorted(found, key=lambda name: not _is_required(found[name]))
     near = difflib.get_close_matches(dotted.rpartition(".")[2], valid, n=1, cutoff=0.5)
     hint = f"the nearest valid key is {near[0]!r}" if near else f"valid keys are {', '.join(valid)}"

@@ -163,6 +163,8 @@ def encode_rows(
     """The Dataset with a row for each batch: its rows and their encoded segments, for ``split_rows``."""
     if rows_per_batch < 1:
         raise ConfigError(f"rows_per_batch is {rows_per_batch}, expected at least 1; try 16")
+    if num_encoders < 1:
+        raise ConfigError(f"num_encoders is {num_encoders}, expected at least 1; try 1")
     schema = ds.schema(fetch_if_missing=False)
     if schema is not None:  # else the columns are known when the Dataset runs
         load.check(schema.names)

@@ -74,7 +74,13 @@ def test_what_is_no_audio_is_an_error_of_its_row() -> None:
     )
     assert "samples without a rate; add a column sampling_rate" in message_of(audio=[0.5])
     assert "the rate of the samples is 0, expected Hz" in message_of(audio=[0.5], sampling_rate=0)
+    assert "the rate of the samples is '8', expected Hz" in message_of(audio=[0.5], sampling_rate="8")
+    assert "rate of the samples is 1099511627776, exp" in message_of(audio=[0.5], sampling_rate=2**40)
+    assert "samples have 40 channels, expected 1 to 32" in message_of(
+        audio=[[0.5] * 50] * 40, sampling_rate=8
+    )
     assert "samples are int64, expected floats in [-1, 1]; divide" in message_of(audio=[1], sampling_rate=8)
+    assert "samples are bool, expected floats" in message_of(audio=[True], sampling_rate=8)
     assert "the shape (3, 2), expected one row for each channel; transpose" in message_of(
         audio=[[0.5, 0.5]] * 3, sampling_rate=8
     )
@@ -82,11 +88,17 @@ def test_what_is_no_audio_is_an_error_of_its_row() -> None:
 
 
 def test_rows_without_audio_do_not_hold_up_others() -> None:
-    items = TakeAudio("sound", keep=["key"])(pa.table({"sound": [wav(), None], "key": ["a", "b"]}))
+    data = wav()  # once: libsndfile writes the time into it
+    items = TakeAudio("sound", keep=["key"])(pa.table({"sound": [data, None], "key": ["a", "b"]}))
     assert [error is None for error in items["error"].to_pylist()] == [True, False]
     assert items["key"].to_pylist() == ["a", "b"]
     assert items["item_index"].to_pylist() == [0, 1]
-    assert items["audio_bytes"].to_pylist() == [wav(), None]
+    assert items["audio_bytes"].to_pylist() == [data, None]
+
+
+def test_samples_beyond_float32_are_infinite_and_hold_up_nothing() -> None:
+    items = TakeAudio()(pa.table({"audio": [[0.5, 1e300]], "sampling_rate": [RATE_HZ]}))
+    assert items["error"].to_pylist() == [None]
 
 
 def test_columns_that_cannot_be_taken_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from w2v_ray.output.leftovers import remove_leftovers
 from w2v_ray.parts import Footer, Parts, compacted_name, content_sha256, list_parts, read_footer, read_shards
 from w2v_ray.plan.records import read_job, read_plans, table_of
 from w2v_ray.plan.shards import shard_bounds
-from w2v_ray.schema import SCHEMA_VERSION, TABLES
+from w2v_ray.schema import SCHEMA_VERSION
 
 __all__ = ["Compaction", "compact"]
 
@@ -158,27 +159,16 @@ def _merge(
     footers: Mapping[str, Footer],
 ) -> None:
     sink = pa.BufferOutputStream()
-    schema = TABLES[table].remove_metadata()
     summaries: list[dict[str, Any]] = []
-    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-        group: list[pa.Table] = []
-        num_rows, num_groups = 0, 0
-        for name, shard_ids in shards.items():
-            found = [footers[name].shards[shard_id] for shard_id in shard_ids]
-            for summary, rows in zip(found, read_shards(output, table, name, found), strict=True):
-                if content_sha256(rows) != summary["rows_sha256"]:
-                    path = stores.join(output, table, name)
-                    raise OutputError(f"{path!r} has other rows than were written; restore the file")
-                if num_rows and num_rows + rows.num_rows > _ROWS_PER_GROUP:
-                    writer.write_table(
-                        pa.concat_tables(group).replace_schema_metadata(), row_group_size=num_rows
-                    )
-                    group, num_rows, num_groups = [], 0, num_groups + 1
-                summaries.append(summary | {"row_group": num_groups, "row_offset": num_rows})
-                group.append(rows)
-                num_rows += rows.num_rows
-        rest = pa.concat_tables(group).replace_schema_metadata()
-        writer.write_table(rest, row_group_size=max(1, num_rows))
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for rows in _row_groups(output, table, shards, footers, summaries):
+            if writer is None:  # lists are as long as the rows have them: that is for the model to say
+                writer = stack.enter_context(
+                    pq.ParquetWriter(sink, rows.schema, compression="zstd", write_page_checksum=True)
+                )
+            writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+        assert writer is not None, f"nothing to merge of {table}"
         writer.add_key_value_metadata(
             {
                 "w2v_ray.schema_version": str(SCHEMA_VERSION),
@@ -197,3 +187,28 @@ def _merge(
         if stores.join(output, table, name) != path:  # where a compaction that was killed is done again
             stores.remove(stores.join(output, table, name))
         crash_point("compact.removing")
+
+
+def _row_groups(
+    output: str,
+    table: str,
+    shards: Mapping[str, list[str]],
+    footers: Mapping[str, Footer],
+    summaries: list[dict[str, Any]],
+) -> Iterator[pa.Table]:
+    """The rows of the shards, some at a time; ``summaries`` receives theirs, and where their rows are."""
+    group: list[pa.Table] = []
+    num_rows, num_groups = 0, 0
+    for name, shard_ids in shards.items():
+        found = [footers[name].shards[shard_id] for shard_id in shard_ids]
+        for summary, rows in zip(found, read_shards(output, table, name, found), strict=True):
+            if content_sha256(rows) != summary["rows_sha256"]:
+                path = stores.join(output, table, name)
+                raise OutputError(f"{path!r} has other rows than were written; restore the file")
+            if num_rows and num_rows + rows.num_rows > _ROWS_PER_GROUP:
+                yield pa.concat_tables(group).replace_schema_metadata()
+                group, num_rows, num_groups = [], 0, num_groups + 1
+            summaries.append(summary | {"row_group": num_groups, "row_offset": num_rows})
+            group.append(rows)
+            num_rows += rows.num_rows
+    yield pa.concat_tables(group).replace_schema_metadata()

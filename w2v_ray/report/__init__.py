@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from w2v_ray import __version__, stores
+from w2v_ray.plan.records import read_job
 from w2v_ray.report.page import render
 from w2v_ray.report.summary import Report, summarize
 from w2v_ray.result_files import check_result, write_lines
@@ -52,6 +53,7 @@ def write_report(
     """
     place = output or report_place(source)
     if (reason := stores.refusal(source)) is None:
+        read_job(stores.canonical(source))  # what is no output is told first
         check_result(place)
     report = summarize(
         source, reference=reference, text_key=text_key, speaker_key=speaker_key, clusters=clusters

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
+from w2v_ray.audio.reader import MAX_CHANNELS
 from w2v_ray.errors import ConfigError, ReadError
 from w2v_ray.schema import DECODED, ENCODED, ERROR, ITEM, READ, SEGMENT, error_value
 
@@ -18,6 +19,7 @@ __all__ = ["AUDIO_COLUMNS", "TakeAudio"]
 # The names under which audio is looked for, where the caller does not say.
 AUDIO_COLUMNS = ("audio", "bytes", "audio_bytes", "uri", "path", "amplitude")
 _RATE_COLUMNS = ("sampling_rate", "sample_rate")
+_MAX_RATE_HZ = 2**31 - 1  # that a WAV can say; what is accepted is for decode_audio
 # "text" is not among them: align_text takes it.
 _TAKEN = {*ITEM.names, *(field.name for field in (*READ, *DECODED, *SEGMENT, *ENCODED))}
 
@@ -118,19 +120,22 @@ def _source(value: Any, rate: int | None) -> bytes | str:
 def _wav(samples: Any, rate: int | None) -> bytes:
     """Samples in a container of their own, so that arrays go the way of all audio."""
     array = np.asarray(samples)
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "iub":
         raise ValueError(
             f"samples are {array.dtype}, expected floats in [-1, 1]; divide those of 16 bits by 32768"
         )
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what has no float32 is infinite, and told of where it is decoded
+        array = array.astype(np.float32)
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[0] > array.shape[1]):
         raise ValueError(
             f"samples have the shape {array.shape}, expected one row for each channel; transpose them"
         )
     if rate is None:
         raise ValueError(f"samples without a rate; add a column {' or '.join(_RATE_COLUMNS)}")
-    if not rate >= 1:
-        raise ValueError(f"the rate of the samples is {rate}, expected Hz, such as 16000")
+    if not isinstance(rate, int | float) or not 1 <= rate <= _MAX_RATE_HZ:
+        raise ValueError(f"the rate of the samples is {rate!r}, expected Hz, such as 16000")
+    if array.ndim == 2 and not 1 <= len(array) <= MAX_CHANNELS:
+        raise ValueError(f"samples have {len(array):,} channels, expected 1 to {MAX_CHANNELS}; take some")
     file = io.BytesIO()
     soundfile.write(file, array.T if array.ndim == 2 else array, int(rate), format="WAV", subtype="FLOAT")
     return file.getvalue()
