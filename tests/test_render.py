@@ -99,23 +99,65 @@ def test_kubernetes_takes_the_manifests(kind: str, options: dict[str, Any], tmp_
         assert body["spec"]["schedule"] == "30 1 * * MON-FRI"
 
 
-def test_the_schemas_find_what_is_wrong() -> None:
-    body = manifests("rayjob")["RayJob"]
-    spec = body["spec"]["rayClusterSpec"]
-    for broken in (
-        body | {"spec": body["spec"] | {"entryPoint": "x"}},
-        body | {"spec": body["spec"] | {"backoffLimit": "3"}},
-        body | {"spec": body["spec"] | {"rayClusterSpec": {"workerGroupSpecs": spec["workerGroupSpecs"]}}},
-    ):
-        with pytest.raises(ValidationError):
-            check(broken)
-    container = spec["headGroupSpec"]["template"]["spec"]["containers"][0]
-    container["volumeMount"] = []
-    with pytest.raises(ValidationError, match="volumeMount"):
+WRONG: list[
+    tuple[str, str, object]
+] = [  # kind, path, value: a key that is not there, or a value of another type
+    ("rayjob", "spec/entryPoint", "x"),
+    ("rayjob", "spec/backoffLimit", "3"),
+    ("rayjob", "spec/ttlSecondsAfterFinished", 1.5),
+    ("rayjob", "spec/shutdownAfterJobFinishes", "true"),
+    ("rayjob", "spec/rayClusterSpec/rayVersion", 2.6),
+    ("rayjob", "spec/rayClusterSpec/autoscaling", True),
+    ("rayjob", "spec/rayClusterSpec/autoscalerOptions/idleTimeoutSeconds", "60"),
+    ("rayjob", "spec/rayClusterSpec/autoscalerOptions/idleTimeout", 60),
+    ("rayjob", "spec/rayClusterSpec/autoscalerOptions/version", "v3"),
+    ("rayjob", "spec/rayClusterSpec/headGroupSpec/rayStartParams/num-cpus", 0),
+    ("rayjob", "spec/rayClusterSpec/headGroupSpec/template/metadata/annotation", {}),
+    ("rayjob", "spec/rayClusterSpec/headGroupSpec/template/spec/containers/0/volumeMount", []),
+    ("rayjob", "spec/rayClusterSpec/headGroupSpec/template/spec/containers/0/resources/limit", {}),
+    ("rayjob", "spec/rayClusterSpec/workerGroupSpecs/0/minReplica", 0),
+    ("rayjob", "spec/rayClusterSpec/workerGroupSpecs/0/maxReplicas", "4"),
+    ("rayjob", "spec/rayClusterSpec/workerGroupSpecs/0/template/spec/volumes/0/emptydir", {}),
+    ("raycronjob", "spec/timeZone", "UTC"),
+    ("raycronjob", "spec/schedule", None),
+    ("raycronjob", "spec/jobTemplate/spec", {}),
+    ("cronjob", "spec/concurrencypolicy", "Forbid"),
+    ("cronjob", "spec/jobTemplate/spec/backoffLimit", "3"),
+    ("cronjob", "spec/jobTemplate/spec/template/spec/restartpolicy", "Never"),
+    ("cronjob", "spec/jobTemplate/spec/template/spec/containers/0/name", None),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "value"), WRONG, ids=[path for _, path, _ in WRONG])
+def test_the_schemas_find_a_wrong_key_and_a_wrong_type(kind: str, path: str, value: object) -> None:
+    found = manifests(kind)
+    (body,) = (one for one in found.values() if one["kind"] != "ConfigMap")
+    at: Any = body
+    *parents, last = path.split("/")
+    for name in parents:
+        at = at[int(name) if isinstance(at, list) else name]
+    at[last] = value
+    with pytest.raises(ValidationError):
         check(body)
-    body = manifests("cronjob")["CronJob"]
-    body["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0].pop("name")
-    with pytest.raises(ValidationError, match="name"):
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "headGroupSpec",
+        "workerGroupSpecs/0/groupName",
+        "workerGroupSpecs/0/template",
+        "headGroupSpec/template",
+    ],
+)
+def test_the_schemas_miss_what_is_required(path: str) -> None:
+    body = manifests("rayjob")["RayJob"]
+    at: Any = body["spec"]["rayClusterSpec"]
+    *parents, last = path.split("/")
+    for name in parents:
+        at = at[int(name) if isinstance(at, list) else name]
+    del at[last]
+    with pytest.raises(ValidationError, match=f"'{last}' is a required property"):
         check(body)
 
 
