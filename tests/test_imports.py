@@ -69,9 +69,9 @@ pipeline   -> align_config attempts config decoding errors execution heads job p
 pipeline   -> flow_record guards languages machines progress quarantine schema stages stores telemetry
 dataset    -> output
 plugin_rows -> audio_config errors languages packing schema stages text
-plugin     -> decoder_config decoding errors hub job plugin_rows schema stages text
-plugin_align -> hub job plugin_rows schema stages
-plugin_heads -> head_config heads plugin_rows schema stages
+plugin     -> decoder_config decoding encoder_config errors heads hub job plugin_rows schema stages text
+plugin_align -> encoder_config heads hub job plugin_rows schema stages
+plugin_heads -> encoder_config heads plugin_rows schema stages
 demo       -> errors text
 recording_names -> errors
 rttm       -> errors inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import soundfile
 import torch
 from ray.data.expressions import col
 
+from tests.encoder_cases import checkpoint, sound
 from tests.head_checkpoints import LABELS, add_head
 from w2v_ray import (
+    AutoModel,
     AutoModelForAudioClassification,
     AutoModelForAudioXVector,
     CheckpointError,
@@ -24,8 +27,13 @@ from w2v_ray import (
     demo,
     embed,
     label_frames,
+    plugin,
+    plugin_align,
+    plugin_heads,
     stages,
+    transcribe,
 )
+from w2v_ray.encoder_config import ENCODER_FIELDS
 from w2v_ray.head_config import HeadConfig
 from w2v_ray.heads import find_heads
 from w2v_ray.processors import AutoFeatureExtractor
@@ -210,7 +218,9 @@ def test_stages_can_be_used_one_at_a_time(tiny_checkpoint: Path, rows: list[dict
 
 def test_mistakes_are_told_at_once(tiny_checkpoint: Path, heads: dict[str, Path]) -> None:
     ds = ray.data.from_items([{"bytes": b""}])
-    with pytest.raises(TypeError, match=r"embed\(\) has no option 'modle'; it has revision"):
+    with pytest.raises(
+        TypeError, match=r"embed\(\) has no option 'modle'; it has attn_implementation, dtype"
+    ):
         embed(ds, model=str(heads["embed"]), modle="x")  # type: ignore[call-arg]
     with pytest.raises(CheckpointError, match="ForSequenceClassification"):
         classify(ds, model=str(tiny_checkpoint))
@@ -218,3 +228,82 @@ def test_mistakes_are_told_at_once(tiny_checkpoint: Path, heads: dict[str, Path]
         embed(ds, model=str(heads["embed"]), channel="split")
     with pytest.raises(ConfigError, match="onset is 2, expected 0 to 1"):
         label_frames(ds, model=str(heads["frames"]), onset=2.0)
+
+
+FUNCTIONS = [
+    (transcribe, plugin, {}),
+    (align, plugin_align, {"text_column": "bytes"}),
+    (embed, plugin_heads, {"pooling": "mean"}),
+    (classify, plugin_heads, {}),
+    (label_frames, plugin_heads, {}),
+]
+
+
+@pytest.mark.parametrize(("function", "module", "options"), FUNCTIONS)
+def test_every_function_has_every_setting_of_the_encoder(
+    tiny_checkpoint: Path,
+    heads: dict[str, Path],
+    function: Callable[..., Any],
+    module: Any,
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = {"embed": "embed", "classify": "classify", "label_frames": "frames"}
+    model = str(heads[tasks[function.__name__]] if function.__name__ in tasks else tiny_checkpoint)
+    configs = []
+    encode_rows = module.encode_rows
+
+    def encode_rows_and_tell(ds: Any, load: Any, config: Any, **places: Any) -> Any:
+        configs.append(config)
+        return encode_rows(ds, load, config, **places)
+
+    monkeypatch.setattr(module, "encode_rows", encode_rows_and_tell)
+    ds = ray.data.from_items([{"bytes": b""}])
+    wanted = {
+        "attn_implementation": "eager",
+        "dtype": "bfloat16",
+        "max_batch_seconds": 5.0,
+        "deterministic": True,
+        "reference_batch": None,
+        "chunk_length_s": 2.0,
+        "stride_length_s": 0.25,
+        "normalize": "segment",
+    }
+    assert wanted.keys() == set(ENCODER_FIELDS)
+    function(ds, model=model, **options, **wanted)
+    function(ds, model=model, **options, reference_batch=3)
+    function(ds, model=model, **options)
+    assert {name: getattr(configs[0], name) for name in wanted} == wanted
+    assert configs[1].reference_batch == 3
+    defaults = stages.EncodeConfig(model=model)
+    assert all(getattr(configs[2], name) == getattr(defaults, name) for name in wanted)
+    for mistake, message in (
+        ({"reference_batch": 0}, "reference_batch is 0, expected 1 to 4096; raise it"),
+        ({"reference_batch": 2, "deterministic": True}, "reference_batch is 2, which has the numbers of pad"),
+        ({"deterministic": "yes"}, r"deterministic is 'yes' \(text\), expected true or false"),
+        ({"max_batch_seconds": "10"}, r"max_batch_seconds is '10' \(text\), expected a number or null"),
+        ({"stride_length_s": 1.0}, "stride_length_s is 1.0 without windows; set chunk_length_s, or leave it"),
+        ({"normalize": "all"}, "normalize is 'all', expected one of chunk, segment"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            function(ds, model=model, **options, **mistake)
+    with pytest.raises(TypeError, match=rf"{function.__name__}\(\) has no option 'max_batch'; it has "):
+        function(ds, model=model, **options, max_batch=3)
+
+
+def test_padded_batches_are_of_the_rows_in_their_order(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", "group", "classify")  # which hears the padding
+    waves = [sound(length, seed) for seed, length in enumerate((6_000, 16_000, 12_000))]
+    ds = ray.data.from_items([{"bytes": wav(wave)} for wave in waves], override_num_blocks=1)
+    rows = embed(ds, model=str(model), pooling="mean", reference_batch=2, num_cpus=0.1).take_all()
+    extract, encoder = AutoFeatureExtractor.from_pretrained(model), AutoModel.from_pretrained(model)
+    expected = []
+    for batch in (waves[:2], waves[2:], waves[:1]):
+        inputs = extract(batch, sampling_rate=RATE_HZ, padding=True, return_tensors="pt")["input_values"]
+        with torch.inference_mode():
+            mean = encoder(inputs).last_hidden_state.mean(1)
+        expected += list(torch.nn.functional.normalize(mean, dim=-1).numpy())
+    for row, vector in zip(rows, expected[:3], strict=True):
+        assert row["error"] is None
+        np.testing.assert_allclose(row["embedding"], vector, atol=1e-5)
+    assert np.abs(expected[0] - expected[3]).max() > 1e-3

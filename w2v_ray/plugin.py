@@ -5,7 +5,7 @@ It keeps every row and every column, stays lazy, and writes nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +13,15 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from w2v_ray.decoder_config import DecoderConfig, check_one_language
 from w2v_ray.decoding import check_decoder, reachable
+from w2v_ray.encoder_config import EncoderConfig
+from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import (
+    EncoderOptions,
     LoadRows,
     append_columns,
+    check_options,
     choose_device,
     encode_rows,
     row_languages,
@@ -52,8 +56,6 @@ def transcribe(
     language: str | None = None,
     prefix: str = "",
     device: str = "auto",
-    attn_implementation: str = "sdpa",
-    dtype: str = "float32",
     max_segment_seconds: float = 30.0,
     channel: str | int = "mix",
     vad: str | None = None,
@@ -64,6 +66,7 @@ def transcribe(
     encoder_threads: int | None = None,
     decoder: DecoderConfig | None = None,
     decoder_threads: int = 1,
+    **encoder: Unpack[EncoderOptions],
 ) -> Dataset:
     """Adds the recognised text to every row of a Dataset that holds audio.
 
@@ -83,9 +86,6 @@ def transcribe(
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
-        attn_implementation: The attention kernel: "auto", "eager", "sdpa", "flash_attention_2" or
-            "flex_attention".
-        dtype: Of weights and activations.
         max_segment_seconds: The longest piece the encoder takes at once, in seconds.
         channel: What is taken of recordings with several: "mix", "left", "right" or a number from 0.
         vad: A voice activity detector as "MODULE:FUNCTION", whose pauses are cut at first.
@@ -97,6 +97,20 @@ def transcribe(
         encoder_threads: CPU threads of each encoder; None: torch's default.
         decoder: How to decode text, such as ``DecoderConfig(lm="lm.arpa")``; None: greedily.
         decoder_threads: CPU threads of the text decoder.
+        **encoder: How the encoder computes, as in a job, each with the default of its own:
+            attn_implementation: the attention kernel: "auto", "eager", "sdpa", "flash_attention_2" or
+                "flex_attention"; "sdpa" if not given.
+            dtype: "float32", "float16", "bfloat16", or "int8" for its products.
+            max_batch_seconds: seconds of audio encoded at once; None: 16 on a CPU, tried out on a GPU.
+            deterministic: whether each segment is encoded alone, so that not a bit of it depends on its
+                neighbours.
+            reference_batch: segments in a batch padded as by transformers, with its numbers; None: no
+                padding.
+            chunk_length_s: seconds that are heard at once of longer segments, in windows; None: the segment.
+            stride_length_s: seconds at both ends of a window that are heard and not kept; None: a sixth of
+                it at each end.
+            normalize: what of a segment in windows is normalized at once: each "chunk", or the whole
+                "segment".
 
     Returns:
         The lazy Dataset with these columns more:
@@ -113,7 +127,10 @@ def transcribe(
         ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
             be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
+    check_options("transcribe", encoder, EncoderOptions.__annotations__)
+    settings = EncoderConfig(**encoder)
     vocabulary = vocabulary_of(model, revision=revision)
+    heads = find_heads(settings, model, revision=revision)
     model = absolute_model(model)
     decoder = DecoderConfig() if decoder is None else decoder
     languages = row_languages(
@@ -124,12 +141,10 @@ def transcribe(
     if language_column is not None:
         check_one_language(decoder, "language_column")
     device = choose_device(device)
-    encode = EncodeConfig(
-        model=model,
-        revision=revision,
+    encode = EncodeConfig.of(
+        settings,
+        heads=heads,
         device=device,
-        attn_implementation=attn_implementation,
-        dtype=dtype,
         num_threads=encoder_threads,
         top_tokens=decoder.top_tokens if device.startswith("cuda") else None,
     )

@@ -5,16 +5,20 @@ It keeps every row and every column, stays lazy, and writes nothing.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
+from w2v_ray.encoder_config import EncoderConfig
+from w2v_ray.heads import find_heads
 from w2v_ray.hub import absolute_model
 from w2v_ray.job import vocabulary_of
 from w2v_ray.plugin_rows import (
+    EncoderOptions,
     LoadRows,
     append_columns,
+    check_options,
     choose_device,
     encode_rows,
     row_languages,
@@ -42,13 +46,12 @@ def align(
     language: str | None = None,
     prefix: str = "",
     device: str = "auto",
-    attn_implementation: str = "sdpa",
-    dtype: str = "float32",
     max_segment_seconds: float = 30.0,
     rows_per_batch: int = 16,
     num_encoders: int = 1,
     num_cpus: float = 0.25,
     encoder_threads: int | None = None,
+    **encoder: Unpack[EncoderOptions],
 ) -> Dataset:
     """Adds to every row where the words of its text are in its audio, and how well the text fits.
 
@@ -65,8 +68,6 @@ def align(
         prefix: Put before the names of the added columns.
         device: "cpu", "cuda", where each encoder takes one GPU, or "auto": "cuda" where the running Ray
             has a GPU.
-        attn_implementation: The attention kernel: auto, eager, sdpa, flash_attention_2 or flex_attention.
-        dtype: Of weights and activations.
         max_segment_seconds: The longest piece the encoder takes at once, in seconds; the text is aligned
             with the whole recording all the same.
         rows_per_batch: Rows that travel together; lower it for long recordings.
@@ -74,6 +75,8 @@ def align(
         num_cpus: CPUs that each encoder actor reserves. All steps of a Dataset hold theirs at once, and
             need one more for the rows: with too few CPUs the Dataset waits for ever.
         encoder_threads: CPU threads of each encoder; None: torch's default.
+        **encoder: attn_implementation, dtype, max_batch_seconds, deterministic, reference_batch,
+            chunk_length_s, stride_length_s and normalize, as of ``transcribe``.
 
     Returns:
         The lazy Dataset with these columns more:
@@ -92,19 +95,15 @@ def align(
         ConfigError: A setting is out of bounds. An audio or text column is absent, or a column that is
             to be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
+    check_options("align", encoder, EncoderOptions.__annotations__)
+    settings = EncoderConfig(**encoder)
     vocabulary = vocabulary_of(model, revision=revision)
+    heads = find_heads(settings, model, revision=revision)
     model = absolute_model(model)
     languages = row_languages(
         model, vocabulary.tokenizer, revision=revision, column=language_column, default=language
     )
-    encode = EncodeConfig(
-        model=model,
-        revision=revision,
-        device=choose_device(device),
-        attn_implementation=attn_implementation,
-        dtype=dtype,
-        num_threads=encoder_threads,
-    )
+    encode = EncodeConfig.of(settings, heads=heads, device=choose_device(device), num_threads=encoder_threads)
     text = AlignTextConfig(model=model, revision=revision, seconds_per_frame=vocabulary.seconds_per_frame)
     load = LoadRows(
         caller="align",

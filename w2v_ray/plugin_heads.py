@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from w2v_ray.head_config import HeadConfig
+from w2v_ray.encoder_config import ENCODER_FIELDS, EncoderConfig
 from w2v_ray.heads import Head, find_heads
-from w2v_ray.plugin_rows import LoadRows, choose_device, encode_rows, split_rows
+from w2v_ray.plugin_rows import (
+    EncoderOptions,
+    LoadRows,
+    check_options,
+    choose_device,
+    encode_rows,
+    split_rows,
+)
 from w2v_ray.schema import CLASS_SCORES, ERROR, FRAME, LABEL
 from w2v_ray.stages.choose_labels import ChooseLabels, ChooseLabelsConfig
 from w2v_ray.stages.encode_config import EncodeConfig
@@ -29,15 +36,13 @@ _LABEL_NAMES = ("label", "score", "labels")
 _FRAME_NAMES = ("turns", "activity", "classes", "seconds_per_frame")
 
 
-class Options(TypedDict, total=False):
+class Options(EncoderOptions, total=False):
     """What all functions take that make an encoder a step of a Dataset; meanings as of ``transcribe``."""
 
     revision: str | None
     audio_column: str | None
     prefix: str
     device: str
-    attn_implementation: str
-    dtype: str
     max_segment_seconds: float
     channel: str | int
     rows_per_batch: int
@@ -64,8 +69,10 @@ def embed(
             there is one, and the mean where there is none.
         layer: The layer that is pooled, from 0, the input of the first; None: the last.
         embedding_dtype: "float32" or "float16".
-        **options: revision, audio_column, prefix, device, attn_implementation, dtype, max_segment_seconds,
-            channel, rows_per_batch, num_encoders, num_cpus and encoder_threads, as of ``transcribe``.
+        **options: revision, audio_column, prefix, device, max_segment_seconds, channel, rows_per_batch,
+            num_encoders, num_cpus, encoder_threads, attn_implementation, dtype, max_batch_seconds,
+            deterministic, reference_batch, chunk_length_s, stride_length_s and normalize, as of
+            ``transcribe``.
 
     Returns:
         The lazy Dataset with these columns more:
@@ -79,8 +86,8 @@ def embed(
         ConfigError: A setting is out of bounds. An audio column is absent, or a column that is to
             be added is there already: at once where the Dataset knows its columns, else when it runs.
     """
-    settings = HeadConfig(task="embed", pooling=pooling, layer=layer, embedding_dtype=embedding_dtype)
-    return _flow("embed", options).run(ds, settings, model, ("embedding",), _Embeddings)
+    of_head = {"task": "embed", "pooling": pooling, "layer": layer, "embedding_dtype": embedding_dtype}
+    return _flow("embed", options).run(ds, of_head, model, ("embedding",), _Embeddings)
 
 
 def classify(
@@ -108,8 +115,8 @@ def classify(
         CheckpointError: As of ``embed``.
         ConfigError: As of ``embed``.
     """
-    settings = HeadConfig(task="classify", top_k=top_k, threshold=threshold)
-    return _flow("classify", options).run(ds, settings, model, _LABEL_NAMES, _Labels)
+    of_head = {"task": "classify", "top_k": top_k, "threshold": threshold}
+    return _flow("classify", options).run(ds, of_head, model, _LABEL_NAMES, _Labels)
 
 
 def label_frames(
@@ -150,15 +157,15 @@ def label_frames(
         CheckpointError: As of ``embed``.
         ConfigError: As of ``embed``.
     """
-    settings = HeadConfig(
-        task="frames",
-        activation=activation,
-        onset=onset,
-        offset=offset,
-        min_on_seconds=min_on_seconds,
-        min_off_seconds=min_off_seconds,
-    )
-    return _flow("label_frames", options).run(ds, settings, model, _FRAME_NAMES, _Turns)
+    of_head = {
+        "task": "frames",
+        "activation": activation,
+        "onset": onset,
+        "offset": offset,
+        "min_on_seconds": min_on_seconds,
+        "min_off_seconds": min_off_seconds,
+    }
+    return _flow("label_frames", options).run(ds, of_head, model, _FRAME_NAMES, _Turns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +173,12 @@ class _Flow:
     """The options that all of these functions have, and the flow that they describe."""
 
     caller: str
+    encoder: dict[str, Any]
+    """Of the options those of ``EncoderOptions``."""
     revision: str | None = None
     audio_column: str | None = None
     prefix: str = ""
     device: str = "auto"
-    attn_implementation: str = "sdpa"
-    dtype: str = "float32"
     max_segment_seconds: float = 30.0
     channel: str | int = "mix"
     rows_per_batch: int = 16
@@ -182,11 +189,12 @@ class _Flow:
     def run(
         self,
         ds: Dataset,
-        settings: HeadConfig,
+        of_head: dict[str, Any],
         model: str,
         names: tuple[str, ...],
-        results: Callable[[HeadConfig, Head], Callable[[pa.Table, int], list[pa.Array]]],
+        results: Callable[[EncoderConfig, Head], Callable[[pa.Table, int], list[pa.Array]]],
     ) -> Dataset:
+        settings = EncoderConfig(**of_head, **self.encoder)
         (head,) = find_heads(settings, model, revision=self.revision)
         names = tuple(self.prefix + name for name in (*names, "duration_s", "error"))
         load = LoadRows(
@@ -196,12 +204,8 @@ class _Flow:
             channel=self.channel,
             segment=SegmentAudioConfig(max_segment_seconds=self.max_segment_seconds),
         )
-        encode = EncodeConfig(
-            heads=(head,),
-            device=choose_device(self.device),
-            attn_implementation=self.attn_implementation,
-            dtype=self.dtype,
-            num_threads=self.encoder_threads,
+        encode = EncodeConfig.of(
+            settings, heads=(head,), device=choose_device(self.device), num_threads=self.encoder_threads
         )
         ds = encode_rows(
             ds,
@@ -216,10 +220,10 @@ class _Flow:
 
 
 def _flow(caller: str, options: Options) -> _Flow:
-    for name in options:
-        if name not in Options.__annotations__:
-            raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(Options.__annotations__)}")
-    return _Flow(caller=caller, **options)
+    check_options(caller, options, Options.__annotations__)
+    given: dict[str, Any] = dict(options)
+    encoder = {name: given.pop(name) for name in ENCODER_FIELDS if name in given}
+    return _Flow(caller=caller, encoder=encoder, **given)
 
 
 class _WriteRows:
@@ -260,7 +264,7 @@ def _means(segments: pa.Table, column: str, num_rows: int) -> list[np.ndarray | 
 
 
 class _Embeddings:
-    def __init__(self, settings: HeadConfig, head: Head) -> None:
+    def __init__(self, settings: EncoderConfig, head: Head) -> None:
         self._head = head
 
     def __call__(self, segments: pa.Table, num_rows: int) -> list[pa.Array]:
@@ -276,7 +280,7 @@ class _Embeddings:
 
 
 class _Labels:
-    def __init__(self, settings: HeadConfig, head: Head) -> None:
+    def __init__(self, settings: EncoderConfig, head: Head) -> None:
         self._choose = ChooseLabels(
             ChooseLabelsConfig(classes=head.classes, top_k=settings.top_k, threshold=settings.threshold)
         )
@@ -289,7 +293,7 @@ class _Labels:
 
 
 class _Turns:
-    def __init__(self, settings: HeadConfig, head: Head) -> None:
+    def __init__(self, settings: EncoderConfig, head: Head) -> None:
         self._head = head
         self._find = FindTurns(
             FindTurnsConfig(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import ray
@@ -27,14 +27,40 @@ from w2v_ray.stages.take_language import with_languages
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 __all__ = [
+    "EncoderOptions",
     "LoadRows",
     "RowLanguages",
     "append_columns",
+    "check_options",
     "choose_device",
     "encode_rows",
     "row_languages",
     "split_rows",
 ]
+
+
+class EncoderOptions(TypedDict, total=False):
+    """How the encoder computes: names, types, defaults and bounds are those of ``EncoderConfig``."""
+
+    attn_implementation: str
+    dtype: str
+    max_batch_seconds: float | None
+    deterministic: bool
+    reference_batch: int | None
+    chunk_length_s: float | None
+    stride_length_s: float | None
+    normalize: str
+
+
+def check_options(caller: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a keyword that the function that the user called does not have.
+
+    Raises:
+        TypeError: With the name and those that there are.
+    """
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{caller}() has no option {name!r}; it has {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
