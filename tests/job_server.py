@@ -42,6 +42,7 @@ def started_job_server() -> Iterator[str]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2"]
+    command += ["--num-gpus=0"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--object-store-memory=200000000"]
     # Those of the default are for one Ray on a computer.
     command += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]

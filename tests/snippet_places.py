@@ -28,12 +28,16 @@ MODEL = "facebook/wav2vec2-base-960h"
 
 def place_checkpoints(folder: Path) -> None:
     """The demo's checkpoint under the names of the hub that pages use, and one with a language model."""
-    from w2v_ray import AutoModelForCTC, AutoProcessor, Wav2Vec2ProcessorWithLM
-    from w2v_ray.text import build_ctcdecoder
-
     for name in (MODEL, "facebook/wav2vec2-base"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(demo.CHECKPOINT)
+    place_with_language_model(folder)
+
+
+def place_with_language_model(folder: Path) -> None:
+    from w2v_ray import AutoModelForCTC, AutoProcessor, Wav2Vec2ProcessorWithLM
+    from w2v_ray.text import build_ctcdecoder
+
     processor = AutoProcessor.from_pretrained(demo.CHECKPOINT)
     place = folder / "patrickvonplaten" / "wav2vec2-base-100h-with-lm"
     decoder = build_ctcdecoder(labels_of(processor), str(demo.LANGUAGE_MODEL))
@@ -142,6 +146,7 @@ def place_everything(folder: Path, tiny_checkpoint: Path) -> None:
     shutil.copytree(tiny_checkpoint, deep)
     config = Wav2Vec2Config.from_pretrained(tiny_checkpoint, num_hidden_layers=12)
     Wav2Vec2ForCTC(config).save_pretrained(deep)
+    place_with_language_model(folder)
 
 
 def given(page: str) -> dict[str, Any]:

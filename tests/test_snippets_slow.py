@@ -21,7 +21,8 @@ import fsspec
 import pytest
 
 from tests.job_server import TOKEN, started_job_server
-from tests.snippet_places import given, place_checkpoints, place_everything, stored_bucket
+from tests.made_outputs import rows_of
+from tests.snippet_places import given, place_everything, stored_bucket
 from tests.snippets import CODE, JOBS, ROOT, Snippet, is_ours, name_of
 from w2v_ray import demo, stores
 from w2v_ray.run_record import newest_run
@@ -35,6 +36,7 @@ BIN = Path(sys.executable).parent
 # What may be amiss with the machine that runs the tests, and is told of as a problem.
 OF_THE_MACHINE = {"open files", "shared memory", "ray folder", "memory", "gpu"}
 BROKEN = "broken.wav"
+HEAD = "http://head:8265"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,6 @@ def job_server(s3_server: None) -> Iterator[str]:
 def places(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("places")
     place_everything(folder, tiny_checkpoint)
-    place_checkpoints(folder)
     return folder
 
 
@@ -66,7 +67,6 @@ def folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("W2V_RAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)  # of the job server
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")  # for a detector that is a module there
     with stored_bucket():
@@ -111,20 +111,22 @@ def fill(folder: Path, names: dict[str, str]) -> None:
         shutil.copy(clips[number % len(clips)], folder / name)
 
 
-def lines_of(snippet: Snippet) -> list[str]:
-    """Those of a block but what is run nowhere."""
+def outputs_of(commands: list[list[str]]) -> list[str]:
+    """What the jobs among these commands write."""
     return [
-        line for line, commands in snippet.lines if "never" not in [snippet.how(words) for words in commands]
+        words[words.index("--output") + 1]
+        for words in commands
+        if is_ours(words) and name_of(words) in (*JOBS, "redecode")
+        if "--output" in words and "--dry-run" not in words
     ]
 
 
 def begin_anew(snippet: Snippet) -> None:
     """Removes outputs of blocks before that jobs of this one will write: each is to do all its work."""
-    for words in snippet.commands:
-        if is_ours(words) and name_of(words) in JOBS and "--output" in words and "--dry-run" not in words:
-            system, path = fsspec.url_to_fs(words[words.index("--output") + 1])
-            if system.exists(path):
-                system.rm(path, recursive=True)
+    for output in outputs_of(snippet.commands):
+        system, path = fsspec.url_to_fs(output)
+        if system.exists(path):
+            system.rm(path, recursive=True)
 
 
 def problems_of(printed: str) -> set[str]:
@@ -138,24 +140,57 @@ def shell(line: str) -> list[str]:
 
 
 def execute(snippet: Snippet, names: dict[str, str]) -> None:
-    for line in lines_of(snippet):
+    for line, commands in snippet.lines:
+        if "never" in [snippet.how(words) for words in commands]:
+            continue
         for name, stands_for in names.items():
             line = line.replace(name, stands_for)
-        done = subprocess.run(shell(line), capture_output=True, text=True, timeout=550, check=False)
+        environment = dict(os.environ)
+        if " submit " in line:
+            environment |= {"RAY_AUTH_TOKEN": TOKEN}  # the Ray of the tests has another
+        if "device=cuda max_encoders" in line:
+            wait_for_gpus(line, environment | {"RAY_API_SERVER_ADDRESS": names[HEAD]})
+            continue
+        done = subprocess.run(
+            shell(line), env=environment, capture_output=True, text=True, timeout=550, check=False
+        )
         said = f"{snippet}: {line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         if "w2v-ray doctor" in line:
             assert re.search(r"(?m)^(no|\d+) problems?, \d+ notes?$", done.stdout), said
             assert problems_of(done.stdout) == set(), said
         else:
             assert done.returncode == 0, said
+        for output in outputs_of(commands):
+            rejects = [row for row in rows_of(output, "rejects") if not row["uri"].endswith(BROKEN)]
+            assert rejects == [], said
+
+
+def wait_for_gpus(line: str, environment: dict[str, str]) -> None:
+    """Submits a job for GPUs, of which this machine lends none, until it says that it waits for the first."""
+    from ray.job_submission import JobSubmissionClient
+
+    command = subprocess.Popen(
+        ["timeout", "300", *shell(line)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    try:
+        assert any("no machine with a GPU yet; waiting up to" in told for told in command.stdout)
+    finally:
+        command.terminate()
+        command.communicate(timeout=60)
+        address, headers = environment["RAY_API_SERVER_ADDRESS"], {"Authorization": f"Bearer {TOKEN}"}
+        client = JobSubmissionClient(address, headers=headers)
+        for job in client.list_jobs():
+            if job.submission_id and job.status.value == "RUNNING":  # it outlives the command
+                client.stop_job(job.submission_id)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_runs_in_a_shell(page: str, folder: Path, request: pytest.FixtureRequest) -> None:
     place_own(page, folder)
     names: dict[str, str] = {}
-    if any("http://head:8265" in s.text for s in CODE if s.page == page):
-        names["http://head:8265"] = request.getfixturevalue("job_server")
+    if any(HEAD in s.text for s in CODE if s.page == page):
+        names[HEAD] = request.getfixturevalue("job_server")
     variables = given(Path(page).name) | {"__name__": "__main__"}
     for snippet in CODE:
         if snippet.page != page:
@@ -174,15 +209,20 @@ def test_python_that_needs_ray_runs(snippet: Snippet, folder: Path) -> None:
 
     import w2v_ray
 
-    entries = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()[:2]]
-    rows = [
-        {"uri": entry["audio_filepath"], "text": entry["text"], "language": language}
-        for entry, language in zip(entries, ("fra", "eng"), strict=True)
-    ]
+    text = snippet.text
+    for name in (
+        "a.flac",
+        "my_archive/",
+        "out",
+    ):  # the workers' folder is that in which their Ray was started
+        text = text.replace(f'"{name}"', repr(str(folder / name)))
     variables: dict[str, Any] = {"__name__": "__main__", "w2v_ray": w2v_ray}
-    if not re.search(r"(?m)^ds = ray\.data", snippet.text):
+    if re.search(r"\(ds\b", text) and "ds = ray.data" not in text:
+        lines = (folder / "manifest.jsonl").read_text().splitlines()[:2]
+        kept = "text" if "align" in text and "transcribe" not in text else "language"
+        rows = [{"uri": entry["audio_filepath"], kept: entry[kept]} for entry in map(json.loads, lines)]
         variables["ds"] = ray.data.from_items(rows)
-    exec(compile(snippet.text, str(snippet), "exec"), variables)
+    exec(compile(text, str(snippet), "exec"), variables)
     if "ds" in variables:
         found = variables["ds"].take_all()
         assert len(found) == 2
@@ -202,11 +242,11 @@ def test_a_run_is_followed_while_it_runs(folder: Path) -> None:
         for clip in demo.ARCHIVE.glob("*.flac"):
             (folder / "archive" / f"{number}-{clip.name}").symlink_to(clip)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    job = subprocess.Popen(shell(*lines_of(first)), **pipes)
+    job = subprocess.Popen(shell(first.text.splitlines()[0].removeprefix("$ ")), **pipes)
     while newest_run("s3://bucket/out") is None:
         assert job.poll() is None, job.communicate()
         time.sleep(0.2)
-    followers = [subprocess.Popen(shell(line), **pipes) for line in lines_of(follow)]
+    followers = [subprocess.Popen(shell(line), **pipes) for line in follow.text.splitlines()]
     said, error = job.communicate(timeout=300)
     assert job.returncode == 0, error
     assert re.search(r"(?m)^[\d.]+ of [\d.]+ \w+ ", said + error), said + error  # a line as the page shows it
