@@ -185,8 +185,11 @@ def test_decoding_again_gives_what_a_run_with_the_language_model_gives(
     assert redecode(job).num_rows == 0
 
 
-def test_decoding_again_is_a_job_of_its_own(demo_run: tuple[Path, list[Progress]], tmp_path: Path) -> None:
-    source, output = str(demo_run[0]), str(tmp_path / "again")
+def test_decoding_again_is_a_job_of_its_own(
+    demo_run: tuple[Path, list[Progress]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo_run[0].parent)
+    source, output = demo_run[0].name, str(tmp_path / "again")
     lm = tmp_path / "lm.arpa"
     shutil.copy(demo.LANGUAGE_MODEL, lm)
     redecode(RedecodeConfig(source=source, output=output, lm=str(lm)))
@@ -224,12 +227,15 @@ def test_wav2vec2_bert_gives_what_the_model_gives_alone(
         assert abs(float(str(row["num_frames"])) * 0.02 - float(str(row["duration_s"]))) < 0.05
 
 
-def test_new_files_are_planned_and_old_ones_left(ray_session: None, tmp_path: Path) -> None:
+def test_new_files_are_planned_and_old_ones_left(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # workers are in the folder in which their Ray was started
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     first, second, *_ = sorted(demo.ARCHIVE.glob("*.flac"))
     shutil.copy(first, folder)
-    job = JobConfig(inputs=(str(folder),), output=str(output), model=MODEL)
+    job = JobConfig(inputs=("in",), output="out", model=MODEL)
     assert run(job).num_rows == 1
     shutil.copy(second, folder)
     summary = run(job)

@@ -109,7 +109,7 @@ def build(
     )
     results = [config for head in heads for config in _results(job, head, pools)]
     write = WriteParquetConfig(
-        output=job.output,
+        output=plan.output,  # absolute, as the workers of a cluster are in other folders
         job_fingerprint=plan.job_fingerprint,
         table=TABLE_OF_TASK[job.task],
         also=tuple(TABLE_OF_TASK[head.task] for head in heads[1:]),
@@ -203,7 +203,9 @@ def build_redecode(
     )
     source_fingerprint, _ = read_job(job.source)
     read = ReadLogProbsConfig(
-        source=job.source, job_fingerprint=source_fingerprint, tokenizer=vocabulary.tokenizer
+        source=stores.canonical(job.source),
+        job_fingerprint=source_fingerprint,
+        tokenizer=vocabulary.tokenizer,
     )
     text = DecodeTextConfig(
         tokenizer=vocabulary.tokenizer,
@@ -212,7 +214,7 @@ def build_redecode(
         num_threads=pools.decoder_threads,
     )
     write = WriteParquetConfig(
-        output=job.output, job_fingerprint=plan.job_fingerprint, partition_by=plan.partition_by
+        output=plan.output, job_fingerprint=plan.job_fingerprint, partition_by=plan.partition_by
     )
     with _bounded_retries():
         kept = log_probs_files(job.source, plan.pending)
