@@ -79,7 +79,8 @@ result_files -> errors stores
 embeddings -> errors inputs metrics output recording_names
 exports    -> errors output parts plan rttm schema stores
 references -> errors exports inputs metrics recording_names rttm
-report     -> errors exports metrics output plan recording_names references result_files run_record stores w2v_ray
+report     -> errors exports metrics output plan recording_names references result_files run_record stores
+report     -> w2v_ray
 console    -> job output plan progress
 sizing     -> decoder_config errors stores
 benchmark  -> audio config decoding errors frame_rate heads job models pipeline plan processors progress
