@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -156,10 +156,16 @@ def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None
         yield None
         return
     line = LiveLine(sys.stderr, every_s=_PLAIN_EVERY_S)
+
+    def show(progress: Progress) -> None:
+        with suppress(OSError):  # a terminal that was closed: the run goes on, and is watched, without it
+            line.show(progress_line(progress), is_last=progress.num_shards_done == progress.num_shards)
+
     try:
-        yield lambda p: line.show(progress_line(p), is_last=p.num_shards_done == p.num_shards)
+        yield show
     finally:
-        line.end(keep=False)
+        with suppress(OSError):
+            line.end(keep=False)
 
 
 def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segment") -> None:
