@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from w2v_ray import (
     embed,
     label_frames,
     stages,
+    transcribe,
 )
+from w2v_ray.encoder_config import ENCODER_FIELDS
 from w2v_ray.head_config import HeadConfig
 from w2v_ray.heads import find_heads
+from w2v_ray.plugin_heads import Options
 from w2v_ray.processors import AutoFeatureExtractor
 from w2v_ray.schema import EMISSION_DTYPE
 
@@ -55,12 +59,24 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
+def test_every_setting_of_the_encoder_is_an_argument_of_every_function() -> None:
+    for names in (signature(transcribe).parameters, signature(align).parameters, Options.__annotations__):
+        assert set(ENCODER_FIELDS) - set(names) == set()
+
+
+@pytest.mark.parametrize("function", [transcribe, align, embed])
+def test_settings_of_the_encoder_are_checked_at_once(function: Any) -> None:
+    ds = ray.data.from_items([{"uri": "a.wav", "text": "A"}])
+    with pytest.raises(ConfigError, match=r"stride_length_s is \(3, 3\), expected .* less than chunk_length"):
+        function(ds, model=str(demo.CHECKPOINT), prefix="x_", chunk_length_s=5, stride_length_s=(3, 3))
+
+
 @pytest.fixture(scope="module")
 def found(
     tiny_checkpoint: Path, heads: dict[str, Path], rows: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """What four functions in one Dataset make of the rows, with operations of Ray Data between them."""
-    options: dict[str, Any] = {"max_segment_seconds": 3.0, "num_cpus": 0.1}
+    options: dict[str, Any] = {"max_segment_seconds": 3.0, "num_cpus": 0.1, "deterministic": True}
     ran: list[int] = []
 
     def count(batch: pa.Table) -> pa.Table:

@@ -5,6 +5,7 @@ It keeps every row and every column, stays lazy, and writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,12 @@ def transcribe(
     device: str = "auto",
     attn_implementation: str = "sdpa",
     dtype: str = "float32",
+    max_batch_seconds: float | None = None,
+    deterministic: bool = False,
+    reference_batch: int | None = None,
+    chunk_length_s: float | None = None,
+    stride_length_s: float | Sequence[float] | None = None,
+    normalize: str = "chunk",
     max_segment_seconds: float = 30.0,
     channel: str | int = "mix",
     vad: str | None = None,
@@ -85,7 +92,14 @@ def transcribe(
             has a GPU.
         attn_implementation: The attention kernel: "auto", "eager", "sdpa", "flash_attention_2" or
             "flex_attention".
-        dtype: Of weights and activations.
+        dtype: "float32", "float16", "bfloat16" or "int8", of weights and activations.
+        max_batch_seconds: Seconds of audio that are encoded at once; None: 16 on a CPU, tried out on a GPU.
+        deterministic: Whether each segment is encoded alone, so that not a bit depends on its neighbours.
+        reference_batch: Segments in a batch that is padded as by transformers, with its numbers; None: no
+            padding.
+        chunk_length_s: Seconds that are heard at once of longer segments, in windows; None: the segment.
+        stride_length_s: Seconds at both ends of a window that are not kept, or a pair of them; None: a sixth.
+        normalize: What of a segment in windows is normalized at once: each "chunk", or the whole "segment".
         max_segment_seconds: The longest piece the encoder takes at once, in seconds.
         channel: What is taken of recordings with several: "mix", "left", "right" or a number from 0.
         vad: A voice activity detector as "MODULE:FUNCTION", whose pauses are cut at first.
@@ -129,6 +143,12 @@ def transcribe(
         device=choose_device(device),
         attn_implementation=attn_implementation,
         dtype=dtype,
+        max_batch_seconds=max_batch_seconds,
+        deterministic=deterministic,
+        reference_batch=reference_batch,
+        chunk_length_s=chunk_length_s,
+        stride_length_s=stride_length_s,
+        normalize=normalize,
         num_threads=encoder_threads,
     )
     text = DecodeTextConfig(

@@ -6,7 +6,7 @@ segment is encoded in several, whose results are put together again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -38,6 +38,12 @@ class Options(TypedDict, total=False):
     device: str
     attn_implementation: str
     dtype: str
+    max_batch_seconds: float | None
+    deterministic: bool
+    reference_batch: int | None
+    chunk_length_s: float | None
+    stride_length_s: float | Sequence[float] | None
+    normalize: str
     max_segment_seconds: float
     channel: str | int
     rows_per_batch: int
@@ -64,7 +70,8 @@ def embed(
             there is one, and the mean where there is none.
         layer: The layer that is pooled, from 0, the input of the first; None: the last.
         embedding_dtype: "float32" or "float16".
-        **options: revision, audio_column, prefix, device, attn_implementation, dtype, max_segment_seconds,
+        **options: revision, audio_column, prefix, device, attn_implementation, dtype, max_batch_seconds,
+            deterministic, reference_batch, chunk_length_s, stride_length_s, normalize, max_segment_seconds,
             channel, rows_per_batch, num_encoders, num_cpus and encoder_threads, as of ``transcribe``.
 
     Returns:
@@ -172,6 +179,12 @@ class _Flow:
     device: str = "auto"
     attn_implementation: str = "sdpa"
     dtype: str = "float32"
+    max_batch_seconds: float | None = None
+    deterministic: bool = False
+    reference_batch: int | None = None
+    chunk_length_s: float | None = None
+    stride_length_s: float | Sequence[float] | None = None
+    normalize: str = "chunk"
     max_segment_seconds: float = 30.0
     channel: str | int = "mix"
     rows_per_batch: int = 16
@@ -201,6 +214,12 @@ class _Flow:
             device=choose_device(self.device),
             attn_implementation=self.attn_implementation,
             dtype=self.dtype,
+            max_batch_seconds=self.max_batch_seconds,
+            deterministic=self.deterministic,
+            reference_batch=self.reference_batch,
+            chunk_length_s=self.chunk_length_s,
+            stride_length_s=self.stride_length_s,
+            normalize=self.normalize,
             num_threads=self.encoder_threads,
         )
         ds = encode_rows(
