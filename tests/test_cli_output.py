@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,13 @@ def test_audit_says_what_is_proved_and_what_is_not(
     assert main(["audit", planned.output]) == 4
     shown = capsys.readouterr().out
     assert f"damaged: transcripts/{part.name} cannot be read" in shown
-    assert "1 things are wrong" in shown
+    assert "1 thing is wrong" in shown
+    (part.parent / "red\x1b[31m").write_text("a name that a terminal would obey")
+    assert main(["audit", planned.output]) == 4
+    shown = capsys.readouterr().out
+    assert "foreign: transcripts/red\\x1b[31m has no name" in shown
+    assert "2 things are wrong" in shown
+    (part.parent / "red\x1b[31m").unlink()
     assert main(["audit", "--json", planned.output]) == 4
     assert json.loads(capsys.readouterr().out)["findings"][0]["kind"] == "damaged"
     assert main(["audit", str(tmp_path)]) == 2
@@ -46,7 +53,9 @@ def test_compact_says_what_became_of_the_files(tmp_path: Path, capsys: pytest.Ca
     planned = plan(write_archive(tmp_path / "in", dict.fromkeys(NAMES, "x")), tmp_path / "out")
     publish(planned)
     assert main(["compact", planned.output]) == 0
-    assert capsys.readouterr().out.startswith("3 files of 0.1 MB are now 1 of 0.0 MB")
+    said = re.fullmatch(r"3 files of (\S+) kB are now 1 of (\S+) kB\n", capsys.readouterr().out)
+    assert said
+    assert float(said[1]) > float(said[2]) > 0
     assert main(["compact", planned.output, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_files_before"] == 1
     assert main(["compact", planned.output, "--target-mb", "-1"]) == 2

@@ -129,6 +129,18 @@ def test_the_closing_lines_name_what_was_rejected_and_what_was_not_planned(
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_a_terminal_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as stream:  # each write to it fails, as to a terminal that was closed
+        monkeypatch.setattr("sys.stderr", stream)
+        with console.shown_progress(quiet=False) as show:
+            assert show is not None
+            show(progress(num_shards_done=1))
+            with pytest.raises(OSError):
+                console.LiveLine(stream).show("this is how it would fail")
+        with pytest.raises(OSError):
+            stream.close()
+
+
 def test_no_progress_where_it_would_be_in_the_way(capsys: pytest.CaptureFixture[str]) -> None:
     with console.shown_progress(quiet=True) as show:
         assert show is None

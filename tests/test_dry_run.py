@@ -314,13 +314,13 @@ def test_a_person_reads_it_all(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = replace(
         forecast(job_of(tmp_path / "other", inputs=demo.INPUTS)), settings={"hotwords": ["[bold]", True]}
     )
-    show_forecast(replace(found, cpus=None, gpus=None, num_duplicates=1, skipped={"hidden names": 2}))
+    show_forecast(replace(found, cpus=None, gpus=None, num_duplicates=1, skipped={"links or devices": 2}))
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
         "hotwords: [[bold], true]",
         "decided on this machine",
         "1 recording named more than once",
-        "2 hidden names",
+        "2 links or devices",
         "unknown: no run",
     ):
         assert text in shown, shown

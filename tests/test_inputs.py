@@ -69,7 +69,12 @@ def test_a_folder_gives_what_looks_like_audio_and_counts_the_rest(tmp_path: Path
     skipped: Counter[str] = Counter()
     entries = listed(tmp_path, skipped=skipped)
     assert names(entries, tmp_path) == ["a.flac", "a/z.mp3", "b.WAV", "film.mp4", "talk.sph", "x.raw"]
-    assert skipped == {".txt files": 2, "files without an extension": 1, "hidden names": 2}
+    assert skipped == {
+        ".txt files": 2,
+        "files without an extension": 1,
+        "names that begin with . or _": 1,
+        "folders whose names begin with . or _, and all below": 1,
+    }
     file = stores.info(str(tmp_path / "a.flac"))
     assert file is not None
     assert entries[0] == Entry(file.uri, file.uri, byte_size=2, version=file.version)

@@ -250,7 +250,10 @@ def test_parquet_without_audio_in_a_folder_is_counted(tmp_path: Path) -> None:
     write(str(tmp_path / "b.parquet"), pa.table({"number": [1]}))
     skipped: Counter[str] = Counter()
     assert len(listed(tmp_path, skipped=skipped)) == 1
-    assert skipped == {".parquet files without audio": 1, "hidden names": 1}  # _tmp
+    assert skipped == {
+        ".parquet files without audio": 1,
+        "folders whose names begin with . or _, and all below": 1,
+    }  # _tmp
 
 
 def test_a_damaged_parquet_file_is_one_reject(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -277,6 +279,22 @@ def test_following_ends_with_the_run(
         f"{state}  |  1.5 of 3.0 min  |  30x real time  |  0 rejects",
     ]
     assert said in shown.err
+
+
+def test_sigterm_is_an_interruption(planned: Plan) -> None:
+    record = record_of(planned)
+    record.update(progress(planned), Published(), {}, {})
+    order = [sys.executable, "-m", "w2v_ray.cli", "status", "--follow", planned.output, "--json"]
+    with subprocess.Popen(order, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        following.stdout.readline()
+        following.terminate()
+        _, said = following.communicate(timeout=60)
+    record.end("done")
+    assert (following.returncode, said) == (
+        143,
+        "terminated; run the same command again to go on from here\n",
+    )
 
 
 def test_a_lost_run_is_not_followed_for_ever(planned: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,7 +285,7 @@ def test_folders_list_the_same_in_every_store(root: str) -> None:
     assert [file.uri for file in files] == [stores.join(stores.canonical(root), name) for name in plain]
     assert [file.size for file in files] == [len(name) for name in plain]
     assert all(file == stores.info(file.uri) for file in files)
-    assert {file.kind for file in found} == {"file", "hidden"}
+    assert {file.kind for file in found} == {"file", "hidden", "hidden folder"}
     assert set(stores.list_names(root)) - {"_tmp"} == {"b.wav", "a", "a.wav", "_x", ".hidden.wav", "a0.wav"}
     assert [file.uri for file in stores.list_glob(stores.join(root, "a", "**", "*.wav"))][-1] == files[2].uri
 

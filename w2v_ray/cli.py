@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from w2v_ray import (
@@ -53,6 +58,8 @@ exit codes:
   3    done, with a share of rejects above --max-reject-rate, or with nothing but rejects
   4    `audit` found something wrong, or items that are still pending
   130  interrupted; the same command goes on from there
+  141  what read its output ended first, as `head` does
+  143  ended by SIGTERM; the same command goes on from there
 """
 _EXAMPLES = """\
 examples:
@@ -72,6 +79,8 @@ examples:
   w2v-ray plan --hours 100000 --deadline 24h
   w2v-ray doctor s3://bucket/archive --address auto
 """
+_TERMINATED = 143  # 128 and the number of the signal, as shells count
+_UNREAD = 141  # as shells say of a program that wrote to a pipe which nobody reads any more
 _DONE = {
     "transcribe": "transcribed",
     "embed": "embedded",
@@ -100,17 +109,60 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _TALKATIVE if args.debug else ():
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        return _COMMANDS[args.command](args)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
+        with _terminable():
+            code = _COMMANDS[args.command](args)
+        sys.stdout.flush()  # here, where it can be seen that nobody reads it
+        return code
+    except KeyboardInterrupt as interrupt:
+        how = "terminated" if isinstance(interrupt, _Terminated) else "interrupted"
+        print(f"{how}; run the same command again to go on from here", file=sys.stderr)
+        return _TERMINATED if isinstance(interrupt, _Terminated) else 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return _UNREAD
         if args.debug:
             raise
         known = isinstance(error, W2vRayError)
         text = " ".join(str(error).split()) if known else _last_line(error)
         print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, _REFUSALS) else 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and service managers end a command."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Takes SIGTERM for an interruption, so that a run ends its workers and completes its record."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _is_unread() -> bool:
+    """Whether what reads standard output has ended, as `head` does; what is left of it is dropped then."""
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file at all
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)  # else the interpreter would complain when it ends
+    os.close(nowhere)
+    return True
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -101,12 +101,13 @@ def audit(args: argparse.Namespace) -> int:
 
 def compact(args: argparse.Namespace) -> int:
     """Merges the files of an output and says what became of them."""
+    from w2v_ray import console
     from w2v_ray.output import compact
 
     done = compact(args.output, target_mb=args.target_mb)
     if args.json:
         print(done.to_json())
     else:
-        before, after = done.bytes_before / 1e6, done.bytes / 1e6
-        print(f"{done.num_files_before} files of {before:.1f} MB are now {done.num_files} of {after:.1f} MB")
+        before, after = console.size_text(done.bytes_before), console.size_text(done.bytes)
+        print(f"{done.num_files_before} files of {before} are now {done.num_files} of {after}")
     return 0

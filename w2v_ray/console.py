@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -31,6 +31,7 @@ __all__ = [
     "show_summary",
     "shown_planning",
     "shown_progress",
+    "size_text",
 ]
 
 _FINDINGS_SHOWN = 20
@@ -43,6 +44,16 @@ def audio_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.2f} h"
+
+
+def size_text(size: float) -> str:
+    """Bytes as people say them: "812 bytes", "48.2 kB", "1.4 MB", "71.9 GB"."""
+    units = ["bytes", "kB", "MB"]
+    while units and size >= 1000:
+        size /= 1000
+        units.pop(0)
+    unit = units[0] if units else "GB"
+    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def _clock(seconds: float) -> str:
@@ -156,10 +167,16 @@ def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None
         yield None
         return
     line = LiveLine(sys.stderr, every_s=_PLAIN_EVERY_S)
+
+    def show(progress: Progress) -> None:
+        with suppress(OSError):  # a terminal that was closed: the run goes on, and is watched, without it
+            line.show(progress_line(progress), is_last=progress.num_shards_done == progress.num_shards)
+
     try:
-        yield lambda p: line.show(progress_line(p), is_last=p.num_shards_done == p.num_shards)
+        yield show
     finally:
-        line.end(keep=False)
+        with suppress(OSError):
+            line.end(keep=False)
 
 
 def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segment") -> None:
@@ -199,6 +216,11 @@ def show_status(output: str, status: Status) -> None:
         console.print(f"run the same command again to do what is pending in {output}")
 
 
+def _printable(text: str) -> str:
+    """The text with codes for characters that a terminal would obey: names of files may hold any."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def show_audit(found: Audit) -> None:
     """The balance of an output, and what is wrong with it."""
     console = Console(highlight=False, markup=False, emoji=False)
@@ -220,7 +242,7 @@ def show_audit(found: Audit) -> None:
         if count:
             console.print(f"  {count} {text}")
     for finding in found.findings[:_FINDINGS_SHOWN]:
-        console.print(f"{finding.kind}: {finding.name} {finding.detail}", soft_wrap=True)
+        console.print(_printable(f"{finding.kind}: {finding.name} {finding.detail}"), soft_wrap=True)
     if found.num_findings > _FINDINGS_SHOWN:
         console.print(f"... and {found.num_findings - _FINDINGS_SHOWN} more; --json names a thousand")
     if found.is_complete:
@@ -230,5 +252,6 @@ def show_audit(found: Audit) -> None:
     elif found.is_clean:
         verdict = "nothing is wrong, but items are pending; run the job again"
     else:
-        verdict = f"{found.num_findings} things are wrong"
+        many = found.num_findings != 1
+        verdict = f"{found.num_findings} {'things are' if many else 'thing is'} wrong"
     console.print(verdict, style="green" if found.is_complete else "yellow" if found.is_clean else "red")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from w2v_ray.console import audio_time
+from w2v_ray.console import audio_time, size_text
 
 if TYPE_CHECKING:
     from w2v_ray.forecast import Forecast, Stage
@@ -46,7 +46,7 @@ def show_forecast(found: Forecast) -> None:
 def _inputs(found: Forecast) -> str:
     parts = [_count(found.num_items, "item"), audio_time(found.planned_s)]
     if found.num_bytes is not None:
-        parts.append(_bytes(found.num_bytes))
+        parts.append(size_text(found.num_bytes))
     known = found.num_items - found.num_new - found.num_changed
     counts = {"new": found.num_new, "changed": found.num_changed, "planned before": known}
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
@@ -59,7 +59,7 @@ def _shards(found: Forecast) -> str:
     new = f" ({found.num_new_shards:,} new)" if found.num_new_shards else ""
     before = f"{found.num_published_shards:,} published, " if found.num_published_shards else ""
     todo = f"{before}{found.num_pending_shards:,} to do{new}: {audio_time(found.pending_s)}"
-    return todo if found.num_pending_bytes is None else f"{todo}, {_bytes(found.num_pending_bytes)}"
+    return todo if found.num_pending_bytes is None else f"{todo}, {size_text(found.num_pending_bytes)}"
 
 
 def _size(found: Forecast) -> str:
@@ -87,15 +87,6 @@ def _time(found: Forecast) -> str:
 def _count(number: float, noun: str) -> str:
     text = f"{number:,.4g}" if isinstance(number, float) else f"{number:,}"
     return f"{text} {noun}" if number == 1 else f"{text} {noun}s"
-
-
-def _bytes(size: float) -> str:
-    units = ["bytes", "kB", "MB"]
-    while units and size >= 1000:
-        size /= 1000
-        units.pop(0)
-    unit = units[0] if units else "GB"
-    return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
 
 
 def _yaml(value: object) -> str:

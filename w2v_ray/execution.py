@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -301,7 +302,7 @@ def running_ray() -> Iterator[None]:
         yield
         return
     quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
-    with _without_log_level_line():
+    with _without_log_level_line(), _own_sigterm():
         ray.init(
             log_to_driver=not quiet,
             logging_level=logging.ERROR if quiet else logging.INFO,
@@ -312,6 +313,15 @@ def running_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps what a program does on SIGTERM, which Ray would replace by an exit that aborts with a trace."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

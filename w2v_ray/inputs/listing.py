@@ -32,6 +32,11 @@ _ROWS_AHEAD = 1024  # of each of these Parquet files
 _LISTS = (".txt", ".lst")
 _TABLES = (".csv", ".tsv", ".tab", ".csv.gz", ".tsv.gz")
 _MANIFESTS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".ndjson")
+_LEFT_OUT = {
+    "hidden": "names that begin with . or _",
+    "hidden folder": "folders whose names begin with . or _, and all below",
+    "special": "links or devices",
+}
 _NOT_READ = {".arrow", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 
 _T = TypeVar("_T")
@@ -180,7 +185,7 @@ def _taken(file: stores.FileInfo, listing: _Listing) -> Iterator[_Found]:
     elif file.kind == "file":
         skipped[f"{kind} files" if kind else "files without an extension"] += 1
     elif file.kind != "folder":
-        skipped["hidden names" if file.kind == "hidden" else "links or devices"] += 1
+        skipped[_LEFT_OUT[file.kind]] += 1
 
 
 def _listed(file: stores.FileInfo) -> _Found:

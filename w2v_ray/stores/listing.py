@@ -29,7 +29,7 @@ class FileInfo:
 
     uri: str
     """Its canonical path or URL."""
-    kind: Literal["file", "folder", "hidden", "special"]
+    kind: Literal["file", "folder", "hidden", "hidden folder", "special"]
     """``hidden`` names begin with a dot or an underscore; ``special`` is neither a file nor a folder."""
     size: int | None = None
     """Bytes of a file; None where it cannot be told."""
@@ -172,7 +172,7 @@ def _is_hidden(path: str, folder: str) -> bool:
 
 def _listed(protocol: str, path: str, entry: dict[str, Any], folder: str) -> FileInfo:
     return (
-        FileInfo(f"{protocol}://{path}", "hidden")
+        FileInfo(f"{protocol}://{path}", "hidden folder" if entry["type"] == "directory" else "hidden")
         if _is_hidden(path, folder)
         else _remote_info(protocol, entry)
     )
@@ -210,7 +210,7 @@ def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[FileInfo]
     here = (status.st_dev, status.st_ino)
     for name, entry in sorted(entries, key=lambda pair: pair[0]):  # with the slash: the order of whole paths
         if name.startswith((".", "_")):
-            yield FileInfo(local_uri(entry.path), "hidden")
+            yield FileInfo(local_uri(entry.path), "hidden folder" if name.endswith("/") else "hidden")
         elif not name.endswith("/"):
             try:
                 yield _local_info(entry.path, entry.stat())
