@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.made_outputs import rows_of, write_speech
+from tests.ports import free_port
 from w2v_ray.cli import main
 from w2v_ray.output import audit
 
 pytestmark = pytest.mark.slow
 TOKEN = "0123456789abcdef" * 4
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
