@@ -67,3 +67,19 @@ def test_the_images_have_the_pinned_ray(cluster: dict[str, Any]) -> None:
     assert len(images) == 3
     for image in images:
         assert image.startswith(f"rayproject/ray:{pin.removeprefix('ray==')}-")
+
+
+def test_every_machine_can_build_the_package(cluster: dict[str, Any]) -> None:
+    """Ray's images for CPUs have no compiler, and none of them has cmake."""
+    first, second = cluster["setup_commands"]
+    assert "apt-get install" in first
+    assert {"g++", "cmake"} <= set(first.split())
+    assert second.startswith("pip install ")
+
+
+def test_the_commands_of_the_file_are_those_of_the_page() -> None:
+    said = [line for line in (ROOT / "cluster.yaml").read_text().splitlines() if line.startswith("#   ")]
+    commands = [line.removeprefix("#").partition("  #")[0].strip() for line in said]
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    assert len(commands) == 4
+    assert "\n".join(commands) in page

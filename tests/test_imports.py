@@ -51,7 +51,7 @@ lineage    -> stores
 metering   -> item_process progress
 telemetry  -> errors metric_names progress
 run_record -> errors lineage plan progress quality stores w2v_ray
-execution  -> attempts errors plan progress ray_auth run_record telemetry
+execution  -> attempts errors plan progress ray_address ray_auth run_record telemetry
 guards     -> item_process metering quarantine telemetry
 flow_record -> config head_config plan pools run_record schema telemetry
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
@@ -61,9 +61,10 @@ heads      -> errors frame_rate head_config hub models processors
 decoding   -> decoder_config errors stores text
 languages  -> errors hub plan stores text
 job        -> align_config audio config decoder_config decoding errors frame_rate head_config heads
-job        -> hub job_file languages output plan processors schema stores text
+job        -> hub job_file languages output plan processors ray_address schema stores text
 pools      -> config errors
 ray_auth   ->
+ray_address -> errors
 machines   -> errors pools ray_auth
 pipeline   -> align_config attempts config decoding errors execution heads job packing parts plan pools
 pipeline   -> flow_record guards languages machines progress quarantine schema stages stores telemetry

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.job_server import TOKEN, free_port, started_job_server
+from tests.job_server import TOKEN, started_job_server
 from tests.made_outputs import rows_of, write_speech
+from tests.ports import free_port
 from w2v_ray.cli import main
 from w2v_ray.output import audit
 

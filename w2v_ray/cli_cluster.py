@@ -26,6 +26,21 @@ examples:
   w2v-ray render slurm job.yaml --workers 4 --gpus-per-worker 8 | sbatch
   w2v-ray render airflow job.yaml --address http://head:8265 > dags/transcribe.py
 """
+_SUBMIT_DESCRIPTION = """\
+Submit a job file to the job server of a Ray cluster and follow it. Submitted
+twice on one day it runs once: the second command follows the first one's job.
+One that has ended is begun again and does what is missing.
+"""
+_SUBMIT_EXAMPLES = """\
+The exit code is that of the job, as `w2v-ray run` gives it. An interrupted
+submit leaves the job running; `ray job stop ID` ends it.
+
+examples:
+  w2v-ray submit job.yaml --address http://head:8265
+  w2v-ray submit job.yaml device=cuda max_encoders=4 --no-wait
+  ray dashboard cluster.yaml &  # where the head is behind ssh
+  w2v-ray submit job.yaml --address http://localhost:8265
+"""
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -74,10 +89,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "submit",
         parents=[common],
         help="run a job file on a Ray cluster, through its job server",
-        description="Submit a job file to the job server of a Ray cluster and follow it. Submitted twice on "
-        "one day it runs once: the second command follows the first one's job. One that has ended is begun "
-        "again and does what is missing.",
-        epilog="the exit code is that of the job, as `w2v-ray run` gives it",
+        description=_SUBMIT_DESCRIPTION,
+        epilog=_SUBMIT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _job_arguments(parser)

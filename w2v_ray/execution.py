@@ -21,12 +21,14 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from w2v_ray.attempts import Attempts, Key, Record, StageState
 from w2v_ray.errors import JobError, W2vRayError
 from w2v_ray.plan import Plan
 from w2v_ray.progress import Meter, Progress, StageTotals
+from w2v_ray.ray_address import check_ray_address
 from w2v_ray.ray_auth import warn_of_open_cluster
 from w2v_ray.run_record import Published, RunRecord
 from w2v_ray.telemetry import RayMetrics
@@ -296,8 +298,14 @@ def _ours(error: BaseException) -> W2vRayError | None:
 
 @contextmanager
 def running_ray() -> Iterator[None]:
-    """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine."""
+    """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine.
+
+    Raises:
+        ConfigError: It is reached through Ray Client.
+    """
     if ray.is_initialized():
+        if client.is_connected():  # type: ignore[no-untyped-call]
+            check_ray_address("ray://")
         warn_of_open_cluster()
         yield
         return

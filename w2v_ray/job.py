@@ -36,6 +36,7 @@ from w2v_ray.output import (
 from w2v_ray.plan import Plan, make_plan, make_redecode_plan, make_sample_plan, status
 from w2v_ray.plan.records import read_job, read_settings
 from w2v_ray.processors import AutoTokenizer
+from w2v_ray.ray_address import check_ray_address
 from w2v_ray.schema import TABLE_OF_TASK
 from w2v_ray.text.languages import Tokenizers
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
@@ -196,6 +197,8 @@ def _check_output(output: str, *, record: bool) -> None:
 
 def _checked(job: JobConfig, *, record: bool) -> tuple[dict[str, Any], Vocabulary | None]:
     """The settings that decide what the rows are, and the vocabulary of text, if all that is named exists."""
+    if record:  # it is about to run
+        check_ray_address()
     stores.use(job.store_config)
     _check_output(job.output, record=record)
     if job.vad is not None:
@@ -261,6 +264,8 @@ def prepare_redecode(job: RedecodeConfig, *, record: bool = True) -> tuple[Plan,
     Raises:
         W2vRayError: The source kept no log-probabilities, or the language model or the output cannot be used.
     """
+    if record:
+        check_ray_address()
     stores.use(job.store_config)
     if job.decoder().lm == "checkpoint":
         raise ConfigError(

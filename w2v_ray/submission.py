@@ -25,6 +25,7 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in the order in which Ray looks at them
 _OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -87,8 +88,12 @@ def submit(
 
     Raises:
         MissingExtraError: Ray's client of the Jobs API is not installed.
-        ConfigError: The job server cannot be reached, or asks for a token that is not here.
+        ConfigError: The address is no URL, or the job server cannot be reached, or asks for a token that is
+            not here.
     """
+    if address is not None and not address.startswith(("http://", "https://")):
+        host = address.rpartition("://")[2].partition(":")[0] or "HEAD"
+        raise ConfigError(f"address is {address!r}, expected that of a job server; try http://{host}:8265")
     client = _client(address)
     name = label(name, length=200)
     job_ids = {one.submission_id: one for one in client.list_jobs() if one.submission_id}
@@ -129,7 +134,8 @@ def _client(address: str | None) -> Any:
     if logging.getLogger().getEffectiveLevel() > logging.DEBUG:
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-    place = address or "the address of RAY_ADDRESS"
+    named = next((name for name in _VARIABLES if os.environ.get(name)), None)
+    place = address or (f"the address of {named}" if named else "this machine (RAY_ADDRESS is not set)")
     try:
         try:
             return JobSubmissionClient(address)
