@@ -195,10 +195,10 @@ class SeamlessM4TFeatureExtractor:
             raise ValueError(
                 f"rows have {min(lengths)} to {max(lengths)} frames and cannot be stacked; pass padding=True"
             )
-        batch, mask = self._stack(rows, lengths[0])
+        batch = self._stack(rows, lengths[0])
         features = BatchFeature(input_features=batch)
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
-            features["attention_mask"] = mask
+            features["attention_mask"] = self._mask(rows, batch)
         if return_tensors != "pt":
             for name, value in features.items():
                 features[name] = value.cpu().numpy()
@@ -243,8 +243,21 @@ class SeamlessM4TFeatureExtractor:
             return_tensors=return_tensors,
         )
 
-    def _stack(self, rows: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
-        """Rows filled up to a length and their frames stacked to steps, with the mask of the steps."""
+    def num_steps(self, num_samples: int) -> int:
+        """The steps that count as audio, of a waveform of so many samples that is not cut."""
+        from w2v_ray.audio.fbank import num_frames
+
+        frames = num_frames(num_samples)
+        even = -(-frames // 2) * 2  # as rows are padded
+        return min(even // self.stride, -(-(frames - self._counted) // self.stride)) if frames else 0
+
+    @property
+    def _counted(self) -> int:
+        """The frame that a step counts by: of a pair the second, so that one half padding is left out."""
+        return min(1, self.stride - 1)
+
+    def _stack(self, rows: list[Tensor], length: int) -> Tensor:
+        """Rows filled up to a length, and their frames stacked to steps."""
         import torch
 
         shape = len(rows), length, self.num_mel_bins
@@ -252,11 +265,15 @@ class SeamlessM4TFeatureExtractor:
         for index, row in enumerate(rows):
             batch[index, : len(row)] = row
         steps = length // self.stride
-        batch = batch[:, : steps * self.stride].reshape(len(rows), steps, self.stride * self.num_mel_bins)
-        # Of a pair the second frame counts, so that a step half made of padding is left out.
-        counted = torch.arange(steps) * self.stride + min(1, self.stride - 1)
+        return batch[:, : steps * self.stride].reshape(len(rows), steps, self.stride * self.num_mel_bins)
+
+    def _mask(self, rows: list[Tensor], batch: Tensor) -> Tensor:
+        """Which steps of a batch are of their row, and no padding."""
+        import torch
+
+        counted = torch.arange(batch.shape[1]) * self.stride + self._counted
         mask = counted < torch.tensor([len(row) for row in rows])[:, None]
-        return batch, mask.to(device=batch.device, dtype=torch.int32)
+        return mask.to(device=batch.device, dtype=torch.int32)
 
 
 def _waveforms(raw_speech: Any, device: str | torch.device | None) -> list[Tensor]:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from w2v_ray.audio.fbank import num_frames
 from w2v_ray.benchmark.peak import device_bytes, device_name, peak_flops, process_bytes
 from w2v_ray.benchmark.report import EncoderReport, StageReport
 from w2v_ray.config import JobConfig
@@ -131,7 +130,7 @@ def _flops(job: JobConfig, heads: Sequence[Head], lengths: Sequence[int]) -> int
     config = model_config(job.model, revision=job.revision)
     if not isinstance(config, Wav2Vec2Config):
         extractor: Any = AutoFeatureExtractor.from_pretrained(job.model, revision=job.revision)
-        lengths = [math.ceil(num_frames(length) / extractor.stride) for length in lengths]
+        lengths = [extractor.num_steps(length) for length in lengths]
     counts = Counter(lengths)
     total = sum(n * sum(count_flops(config, length).values()) for length, n in counts.items())
     for head in heads:

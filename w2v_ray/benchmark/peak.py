@@ -24,7 +24,8 @@ def peak_flops(device: torch.device, dtype: str) -> float:
     They are the products that the encoder uses; those of int8 scale their rows, as there.
     """
     is_bytes = dtype == "int8"
-    kept = torch.float32 if is_bytes else getattr(torch, dtype)
+    beside = torch.float32 if device.type == "cpu" else torch.bfloat16  # bytes, as in the stage
+    kept = beside if is_bytes else getattr(torch, dtype)
     best, size, seconds = 0.0, _SMALLEST, 0.0
     while size <= _LARGEST and seconds < _LONG_ENOUGH_S[device.type]:
         left, right = (torch.randn(size, size, device=device).to(kept) for _ in range(2))

@@ -9,9 +9,11 @@ Letters in tensor names: N frames of all utterances, L frames of one, E hidden w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from w2v_ray.models.packed_conformer import PackedWav2Vec2Bert
 from w2v_ray.models.packed_wav2vec2 import PackedWav2Vec2
@@ -58,14 +60,22 @@ class PackedEncoder:
                 feature extractor makes them, of at least one frame, on the encoder's device and in its dtype.
             layers: Whether to keep what each layer gives.
         """
-        x_NE, kept = self._encode(inputs, keep=layers)
         lengths = [self._encode.num_frames(len(one)) for one in inputs]
-        parts = torch.split(x_NE, lengths)
-        if self._adapter is not None:
-            parts = tuple(self._adapter(part_LE[None], None)[0] for part_LE in parts)
+        with _of_any_length(inputs[0].device):
+            x_NE, kept = self._encode(inputs, keep=layers)
+            parts = torch.split(x_NE, lengths)
+            if self._adapter is not None:
+                parts = tuple(self._adapter(part_LE[None], None)[0] for part_LE in parts)
         of_layers = (
             zip(*(torch.split(layer_NE, lengths) for layer_NE in kept), strict=True)
             if kept
             else [()] * len(parts)
         )
         return [PackedOutput(last, tuple(few)) for last, few in zip(parts, of_layers, strict=True)]
+
+
+def _of_any_length(device: torch.device) -> AbstractContextManager[None]:
+    """Without cuDNN's attention, some GPUs' first choice, which plans for each length and keeps the plans."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])

@@ -6,7 +6,9 @@ Letters in tensor names: N frames of all utterances, L frames of one, H heads, D
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
+from itertools import accumulate
 
 import torch
 
@@ -18,6 +20,7 @@ Bias = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(H, L, D) queries of an utterance and a range of them to (H, range, L), which is added to the scores."""
 
 _SCORES_AT_ONCE = 2**24  # that a bias is computed for: 64 MB in float32
+_ALIGNED = 8  # numbers, where the rows of a bias begin that a GPU's kernel reads
 
 
 def packed_attention(
@@ -45,7 +48,7 @@ def packed_attention(
     if bias is None and q_NHD.is_cuda and q_NHD.dtype in (torch.float16, torch.bfloat16):
         attend = _FLASH.get(kernel)
         if attend is not None and (attend is not _varlen or _takes_varlen(q_NHD)):
-            ends = torch.tensor([0, *lengths], device=q_NHD.device).cumsum(0, dtype=torch.int32)
+            ends = _ends(tuple(lengths), q_NHD.device)
             return attend(q_NHD, k_NHD, v_NHD, ends, max(lengths)).flatten(1)
     found = []
     parts = (torch.split(x_NHD, list(lengths)) for x_NHD in (q_NHD, k_NHD, v_NHD))
@@ -64,12 +67,29 @@ def _one(
     parts = []
     for begin in range(0, frames, step):
         end = min(frames, begin + step)
-        added = None if bias is None else bias(q_HLD, begin, end)[None]
+        added = None if bias is None else _aligned(bias(q_HLD, begin, end))[None]
         out_1HLD, _ = KERNELS[kernel](
             q_HLD[None, :, begin:end], k_HLD[None], v_HLD[None], None, 0.0, bias_BHLL=added
         )
         parts.append(out_1HLD[0].transpose(0, 1).flatten(1))
     return parts
+
+
+def _aligned(bias_HQL: torch.Tensor) -> torch.Tensor:
+    """A bias as a GPU's kernel takes it; what is given it otherwise it copies, or refuses for its address."""
+    begins = (*bias_HQL.stride()[:-1], bias_HQL.storage_offset())
+    if not bias_HQL.is_cuda or not any(begin % _ALIGNED for begin in begins):
+        return bias_HQL
+    *shape, frames = bias_HQL.shape
+    copy = bias_HQL.new_empty(*shape, -(-frames // _ALIGNED) * _ALIGNED)[..., :frames]
+    return copy.copy_(bias_HQL)
+
+
+@lru_cache(maxsize=8)
+def _ends(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Where utterances begin and end, on a GPU: the same for all layers, and sent without waiting for it."""
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return ends.pin_memory().to(device, non_blocking=True)
 
 
 def _takes_varlen(q_NHD: torch.Tensor) -> bool:

@@ -147,14 +147,17 @@ class _Attention:
         """The bias of distances, of which those beyond the furthest that are told apart count as these."""
         frames = q_HLD.shape[1]
         scores_HQP = q_HLD[:, begin:end] @ self._distances_DP.to(q_HLD.dtype)
-        left, right = self._left, self._right
-        # Wider than the utterance on either side, so that a query's distances fit in wherever it is.
-        wide = frames + left + right
+        # Wider than the utterance on either side, so that a query's distances fit in wherever it is. Rows
+        # begin, and the first key in each lies, where a GPU's kernel takes them without a copy.
+        left = _round_up(self._left)
+        wide = _round_up(left + frames + self._right)
         columns = torch.arange(wide, device=q_HLD.device) - left
         rows = torch.arange(begin, end, device=q_HLD.device)
         bias_HQL = torch.where(columns < rows[:, None], scores_HQP[..., :1], scores_HQP[..., -1:])
         band = bias_HQL.as_strided(
-            scores_HQP.shape, (bias_HQL.stride(0), wide + 1, 1), bias_HQL.storage_offset() + begin
+            scores_HQP.shape,
+            (bias_HQL.stride(0), wide + 1, 1),
+            bias_HQL.storage_offset() + begin + left - self._left,
         )
         band.copy_(scores_HQP)
         return bias_HQL[..., left : left + frames]
@@ -179,6 +182,10 @@ class _Attention:
             (queries * width, width - 1, 1),
             scores_HQP.storage_offset() + queries - 1,
         )
+
+
+def _round_up(size: int) -> int:
+    return -(-size // 8) * 8
 
 
 class _Convolution:

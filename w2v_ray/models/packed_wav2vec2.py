@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class _Positions:
         y_NE = self._activate(y_1E1N[0, :, 0].t())
         if len(lengths) == 1:
             return y_NE
-        begins = torch.tensor([0, *(length + gap for length in lengths[:-1])]).cumsum(0).tolist()
+        begins = accumulate((length + gap for length in lengths[:-1]), initial=0)
         return torch.cat([y_NE[begin : begin + n] for begin, n in zip(begins, lengths, strict=True)])
 
 
@@ -87,9 +88,11 @@ def with_gaps(
     """Rows of zeros before, between and after utterances that lie end to end."""
     if len(lengths) == 1:
         return F.pad(x_NE, (0, 0, before, after))
-    parts = [x_NE.new_zeros(before, x_NE.shape[1])]
-    for index, part_LE in enumerate(torch.split(x_NE, list(lengths))):
-        parts += [part_LE, x_NE.new_zeros(between if index + 1 < len(lengths) else after, x_NE.shape[1])]
+    zeros = x_NE.new_zeros(max(before, between, after), x_NE.shape[1])
+    parts = [zeros[:before]]
+    for part_LE in torch.split(x_NE, list(lengths)):
+        parts += [part_LE, zeros[:between]]
+    parts[-1] = zeros[:after]
     return torch.cat(parts)
 
 

@@ -135,7 +135,9 @@ def _bytes(bytes_OI: torch.Tensor, scale_O: torch.Tensor) -> Product:
     bytes_IO = bytes_OI.t()
 
     def product(x_NI: torch.Tensor) -> torch.Tensor:
-        bytes_NI = F.pad(x_NI.to(torch.int8), (0, 0, 0, max(0, _LEAST_ROWS - len(x_NI))))
-        return torch._int_mm(bytes_NI, bytes_IO)[: len(x_NI)].float().mul_(scale_O)
+        bytes_NI = x_NI.to(torch.int8)
+        if len(x_NI) < _LEAST_ROWS:
+            bytes_NI = F.pad(bytes_NI, (0, 0, 0, _LEAST_ROWS - len(x_NI)))
+        return torch._int_mm(bytes_NI, bytes_IO)[: len(x_NI)] * scale_O
 
     return product

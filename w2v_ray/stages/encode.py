@@ -119,6 +119,7 @@ class Encode:
         # Where features are much work, they are made where the model is.
         makes_features = self._input_name == "input_features"
         self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
+        self._count_steps: Callable[[int], int] = self._extract.num_steps if makes_features else int
         self._hop = (
             getattr(self._extract, "stride", 1) * FRAME_SHIFT if makes_features else settings.hop_samples
         )
@@ -349,18 +350,22 @@ class Encode:
         return window_samples(chunk_s, stride_s, rate=SAMPLE_RATE_HZ, hop=self._last_hop)
 
     def _input(self, samples: np.ndarray) -> torch.Tensor:
-        """What the encoder hears of these samples, on its device."""
+        """What the encoder hears of these samples, on its device; the host waits for none of it."""
         if (ready := self._ready.pop(id(samples), None)) is not None:
             return ready
+        audio: Any = samples
+        if self._on_device and self._is_cuda:
+            audio = torch.from_numpy(samples.copy()).pin_memory().to(self._device, non_blocking=True)
         features = self._extract(
-            samples,
+            audio,
             sampling_rate=SAMPLE_RATE_HZ,
-            return_attention_mask=True,
+            return_attention_mask=False,
             return_tensors="pt",
             **self._on_device,
         )
-        values: torch.Tensor = features[self._input_name][0][: int(features["attention_mask"].sum())]
-        values = values.to(self._dtype)
+        # Said by the length and not by a mask, which would have to come from the device.
+        length = self._count_steps(len(samples))
+        values: torch.Tensor = features[self._input_name][0][:length].to(self._dtype)
         if self._is_cuda and values.device.type == "cpu":
             values = values.pin_memory()
         return values.to(self._device, non_blocking=True)
@@ -374,18 +379,21 @@ class Encode:
             piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
             waves = [piece] * max(1, round(seconds / _TRIAL_S))
             took_s = []
+            before = torch.cuda.memory_allocated(self._device)
             for _ in range(2):  # the first time, kernels are loaded
                 torch.cuda.synchronize(self._device)
                 torch.cuda.reset_peak_memory_stats(self._device)
                 began = time.perf_counter()
                 try:
-                    self._heads.encode([self._input(wave) for wave in waves])
+                    # With the heads: the scores of a large vocabulary are as large as a layer.
+                    self._heads(self._heads.encode([self._input(wave) for wave in waves]))
                 except torch.OutOfMemoryError:  # another worker on this device has taken what was free
                     return math.inf, math.inf
                 torch.cuda.synchronize(self._device)
                 took_s.append(time.perf_counter() - began)
-            return took_s[-1], torch.cuda.max_memory_allocated(self._device)
+            return took_s[-1], torch.cuda.max_memory_allocated(self._device) - before
 
+        torch.cuda.empty_cache()  # of what loading took
         most = _MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
         return choose_budget(measure, most_bytes=most)
 

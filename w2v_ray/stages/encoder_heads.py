@@ -97,7 +97,11 @@ class EncoderHeads:
         for head in heads:
             if head.task == "embed" and head.pooling != "xvector":
                 continue
-            model = _CLASSES[head.task].from_pretrained(head.model, revision=head.revision, **options)
+            # Others are compared with the first on the CPU, so that the device never has two encoders.
+            place = {"device_map": device} if loaded is None else {}
+            model = _CLASSES[head.task].from_pretrained(
+                head.model, revision=head.revision, **options, **place
+            )
             if loaded is None:
                 self.encoder, loaded = model.base_model, (head.model, head.revision)
             else:
@@ -106,9 +110,10 @@ class EncoderHeads:
             self._models[head.task] = model.to(device)
         for head in heads:
             if head.task not in self._models and (head.model, head.revision) != loaded:
-                encoder = AutoModel.from_pretrained(head.model, revision=head.revision, **options)
+                place = {"device_map": device} if loaded is None else {}
+                encoder = AutoModel.from_pretrained(head.model, revision=head.revision, **options, **place)
                 if loaded is None:
-                    self.encoder, loaded = encoder.to(device), (head.model, head.revision)
+                    self.encoder, loaded = encoder, (head.model, head.revision)
                 else:
                     _check_same(encoder, self.encoder, head.model, loaded[0])
         self._languages: Languages | None = None  # made when one is first asked for
