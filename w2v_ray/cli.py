@@ -35,7 +35,9 @@ from w2v_ray.errors import (
     OutputError,
     W2vRayError,
 )
+from w2v_ray.failures import described
 from w2v_ray.job_file import load_job
+from w2v_ray.termination import Terminated, taken_sigterm
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
@@ -52,7 +54,8 @@ exit codes:
   2    the arguments, or what they name, cannot be used; nothing was started
   3    done, with a share of rejects above --max-reject-rate, or with nothing but rejects
   4    `audit` found something wrong, or items that are still pending
-  130  interrupted; the same command goes on from there
+  130  interrupted by Ctrl-C; the same command goes on from there
+  143  ended by SIGTERM; the same command goes on from there
 """
 _EXAMPLES = """\
 examples:
@@ -100,15 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _TALKATIVE if args.debug else ():
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        return _COMMANDS[args.command](args)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
+        with taken_sigterm():
+            return _COMMANDS[args.command](args)
+    except KeyboardInterrupt as stop:
+        what, code = ("ended by SIGTERM", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{what}; what is published stays: run the same command again to go on", file=sys.stderr)
+        return code
     except Exception as error:
         if args.debug:
             raise
         known = isinstance(error, W2vRayError)
-        text = " ".join(str(error).split()) if known else _last_line(error)
+        text = " ".join(str(error).split()) if known else described(error)
         print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, _REFUSALS) else 1
 
@@ -196,10 +201,13 @@ def _retry_errors(args: argparse.Namespace) -> int:
     from w2v_ray.job import prepare_retry, recorded_job
 
     job = recorded_job(args.output, args.overrides)
+    if cli_job_files.is_dry_run(args):
+        return cli_job_files.dry_run_retry(job, args)
     with console.shown_planning(quiet=args.json):
         plan = prepare_retry(job, reasons=args.reason, stages=args.stage)
     if not args.json:
-        print(f"planned {plan.num_new} rejected items again", file=sys.stderr)
+        told = ", ".join(f"{count} {reason}" for reason, count in plan.retried.items())
+        print(f"planned {plan.num_new} rejected items again" + (f": {told}" if told else ""), file=sys.stderr)
     return _run_planned(job, plan, args)
 
 
@@ -333,14 +341,6 @@ _COMMANDS = {
     "status": cli_status.status,
     "transcribe": _job,
 }
-
-
-def _last_line(error: Exception) -> str:
-    """What went wrong, without Ray's layers around it."""
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, Exception) else error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(cause or error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 if __name__ == "__main__":
