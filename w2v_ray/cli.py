@@ -215,16 +215,14 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     from w2v_ray import console
     from w2v_ray.job import prepare
 
-    since_last = getattr(args, "since_last", False)
-    if since_last:
+    if getattr(args, "since_last", False):
         job = dataclasses.replace(job, on_change="new")
     if cli_job_files.is_dry_run(args):
         return cli_job_files.dry_run(job, args)
     with console.shown_planning(quiet=args.json):
         plan = prepare(job)
-    if since_last and not args.json:
-        num_new = plan.num_new - plan.num_changed
-        print(f"since the last plan: {num_new} items new, {plan.num_changed} changed", file=sys.stderr)
+    if job.on_change == "new" and not args.json:
+        console.show_changes(plan)
     return _run_planned(job, plan, args)
 
 
