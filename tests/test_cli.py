@@ -211,31 +211,6 @@ def test_whoever_reads_only_the_beginning_of_the_output_is_not_shown_an_error() 
     assert (told.stdout, told.stderr) == ("141\n", "")
 
 
-@pytest.mark.slow
-def test_a_job_that_is_terminated_ends_its_workers_and_completes_its_record(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    order = [sys.executable, "-m", "w2v_ray.cli", *transcribe(demo.ARCHIVE, output, "--shard-seconds", "10")]
-    with subprocess.Popen(order, stderr=subprocess.PIPE, text=True) as job:
-        deadline = time.monotonic() + 300
-        while not list(output.glob("_runs/*.json")):
-            assert time.monotonic() < deadline
-            assert job.poll() is None
-            time.sleep(0.2)
-        started = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        job.terminate()
-        _, said = job.communicate(timeout=120)
-    assert job.returncode == 143
-    assert said.splitlines()[-1] == "terminated; run the same command again to go on from here"
-    assert "***" not in said
-    (record,) = output.glob("_runs/*.json")
-    assert json.loads(record.read_text())["state"] == "interrupted"
-    assert started, "Ray is a child of the command"
-    deadline = time.monotonic() + 60
-    while left := [number for number in started if Path(f"/proc/{number}").exists()]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-
-
 def test_help_and_version_are_quick_and_complete() -> None:
     for arguments in (
         ["--help"],

@@ -73,7 +73,11 @@ def test_retrying_and_since_last_say_what_they_plan(
     assert "planned 0 rejected items again" in capsys.readouterr().err
     arguments = ["transcribe", manifest, "--output", job.output, "--model", job.model]
     assert main([*arguments, "--since-last"]) == 0
-    assert "since the last plan: 0 items new, 0 changed" in capsys.readouterr().err
+    assert "since the last plan: 0 items new, 0 changed\n" in capsys.readouterr().err
+    (tmp_path / "in" / "a8.wav").unlink()
+    assert main([*arguments, "--on-change", "new"]) == 0
+    told = "since the last plan: 0 items new, 0 changed, 1 recording gone, whose rows stay\n"
+    assert told in capsys.readouterr().err
     write_archive(tmp_path / "in", contents | {"a3.wav": "xx"})
     assert main(arguments) == 2
     shown = capsys.readouterr().err

@@ -41,7 +41,8 @@ output     -> crash_points errors parts plan schema stores
 packing    ->
 attempts   ->
 item_process -> errors
-quarantine -> attempts errors item_process schema
+failures   -> errors
+quarantine -> attempts errors failures item_process schema
 metrics    -> errors
 metric_names ->
 progress   ->
@@ -51,7 +52,8 @@ lineage    -> stores
 metering   -> item_process progress
 telemetry  -> errors metric_names progress
 run_record -> errors lineage plan progress quality stores w2v_ray
-execution  -> attempts errors plan progress ray_address ray_auth run_record telemetry
+termination ->
+execution  -> attempts errors failures plan progress ray_address ray_auth run_record telemetry termination
 guards     -> item_process metering quarantine telemetry
 flow_record -> config head_config plan pools run_record schema telemetry
 stages     -> audio audio_config containers crash_points decoder_config errors heads models parts processors
@@ -104,15 +106,15 @@ cli_doctor -> cli_decode doctor errors store_config stores
 cli_embeddings -> embeddings errors result_files stores
 cli_export -> exports
 cli_frames -> metrics references
-cli_output -> console errors output
+cli_output -> cli_job_files console errors output
 cli_status -> console errors plan run_record
 cli_report -> report
 cli_bench  -> benchmark cli_decode config console_bench decoder_config demo encoder_config errors
 cli_bench  -> head_config result_files sizing text
 cli_jobs   -> align_config audio_config cli_decode cli_job_files config encoder_config head_config
 cli        -> cli_bench cli_cluster cli_decode cli_doctor cli_embeddings cli_export cli_frames cli_job_files
-cli        -> cli_jobs cli_lm cli_output cli_report cli_status config console console_demo demo errors job
-cli        -> job_file pipeline plan w2v_ray
+cli        -> cli_jobs cli_lm cli_output cli_report cli_status config console console_demo demo errors
+cli        -> failures job job_file pipeline plan termination w2v_ray
 """
 ALLOWED: dict[str, set[str]] = {}
 for name, _, *targets in map(str.split, ARROWS.strip().splitlines()):

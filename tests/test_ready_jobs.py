@@ -1,12 +1,9 @@
-"""The job files of ``pipelines/``: each loads, fits the schema and says what it would do; three nights."""
+"""The job files of ``pipelines/``: each loads, fits the schema and says what it would do."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -17,17 +14,13 @@ import yaml
 
 from tests.head_checkpoints import add_head
 from tests.made_languages import make_checkpoint
-from tests.made_outputs import publish, rows_of
 from w2v_ray import demo
 from w2v_ray.align_config import AlignConfig
 from w2v_ray.cli import main
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.errors import ConfigError
-from w2v_ray.forecast import forecast
-from w2v_ray.job import prepare
 from w2v_ray.job_file import FILE_TASKS, config_class, load_job
 from w2v_ray.job_schema import job_schema, schema_text
-from w2v_ray.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "pipelines").glob("*.yaml"))
@@ -200,97 +193,3 @@ def test_every_task_of_a_file_is_in_the_schema() -> None:
     for task in FILE_TASKS:
         own = {"inputs": ["a"], "model": "m"} if config_class(task) is not RedecodeConfig else {"source": "a"}
         VALIDATOR.validate({"task": task, "output": "out"} | own)
-
-
-def archive(folder: Path, names: list[str]) -> Path:
-    """Clips of the demo under these names."""
-    folder.mkdir(exist_ok=True)
-    clips = sorted(demo.ARCHIVE.glob("*.flac"))
-    for name in names:
-        shutil.copy(clips[sum(name.encode()) % len(clips)], folder / f"{name}.flac")
-    return folder
-
-
-def nights(tmp_path: Path) -> tuple[Path, list[Any]]:
-    """An archive, and what happens to it before each of three nights."""
-    folder = archive(tmp_path / "archive", ["a", "b", "c"])
-
-    def second() -> None:
-        archive(folder, ["d"])  # added
-        shutil.copy(demo.ARCHIVE / "04_37dca74f.wav", folder / "b.flac")  # changed
-        (folder / "a.flac").unlink()  # removed
-
-    def third() -> None:
-        archive(folder, ["e", "f"])
-        (folder / "c.flac").unlink()
-
-    return folder, [lambda: None, second, third]
-
-
-def test_three_nights_plan_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, changes = nights(tmp_path)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("W2V_RAY_INPUTS", str(folder))
-    monkeypatch.setenv("W2V_RAY_OUTPUT", str(tmp_path / "out"))
-    seen = []
-    for change in changes:
-        change()
-        job = load_job(ROOT / "pipelines" / "nightly.yaml")
-        assert isinstance(job, JobConfig)
-        told = forecast(job)
-        planned: Plan = prepare(job)
-        assert (told.num_new, told.num_changed, told.num_gone, told.num_items) == (
-            planned.num_new - planned.num_changed,
-            planned.num_changed,
-            planned.num_gone,
-            planned.num_items,
-        )
-        assert (
-            told.pending_s
-            == planned.pending_s
-            == pytest.approx(sum(planned.shard_seconds[s] for s in planned.pending))
-        )
-        names = sorted(
-            Path(uri).stem for table in planned.pending_tables() for uri in table.column("uri").to_pylist()
-        )
-        seen.append((told.num_new, told.num_changed, told.num_gone, told.num_published_shards, names))
-        publish(planned)
-    assert seen == [
-        (3, 0, 0, 0, ["a", "b", "c"]),
-        (1, 1, 1, 1, ["b", "d"]),
-        (2, 0, 2, 2, ["e", "f"]),
-    ]
-
-
-@pytest.mark.slow
-def test_three_nights_from_a_clean_clone_do_only_the_new_work(tmp_path: Path) -> None:
-    """As a scheduler starts them: three processes of the command, each with a Ray of its own."""
-    clone = tmp_path / "clone"
-    for name in ("w2v_ray", "pipelines"):
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    folder, changes = nights(clone)
-    command = [sys.executable, "-m", "w2v_ray.cli", "run", "pipelines/nightly.yaml"]
-    told = []
-    for change in changes:
-        change()
-        result = subprocess.run(
-            [*command, "--json", f"inputs=[{folder.name}]"],
-            cwd=clone,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        summary = json.loads(result.stdout)
-        rows = {Path(row["uri"]).stem for row in rows_of(clone / "out" / "nightly")}
-        told.append((summary["num_shards"] - summary["num_shards_before"], summary["num_rows"], sorted(rows)))
-    assert told == [
-        (1, 3, ["a", "b", "c"]),
-        (1, 2, ["a", "b", "c", "d"]),
-        (1, 2, ["a", "b", "c", "d", "e", "f"]),
-    ]
-    default = subprocess.run(
-        [*command, "--dry-run", "--json"], cwd=clone, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert json.loads(default.stdout)["num_new"] == 24  # the archive of the project, as nothing else is named

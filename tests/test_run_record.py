@@ -293,7 +293,7 @@ def test_sigterm_is_an_interruption(planned: Plan) -> None:
     record.end("done")
     assert (following.returncode, said) == (
         143,
-        "terminated; run the same command again to go on from here\n",
+        "ended by SIGTERM; what is published stays: run the same command again to go on\n",
     )
 
 

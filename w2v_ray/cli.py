@@ -7,11 +7,8 @@ import dataclasses
 import logging
 import os
 import select
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from w2v_ray import (
@@ -40,7 +37,9 @@ from w2v_ray.errors import (
     OutputError,
     W2vRayError,
 )
+from w2v_ray.failures import described
 from w2v_ray.job_file import load_job
+from w2v_ray.termination import Terminated, taken_sigterm
 
 if TYPE_CHECKING:
     from w2v_ray.job import RunSummary
@@ -57,7 +56,7 @@ exit codes:
   2    the arguments, or what they name, cannot be used; nothing was started
   3    done, with a share of rejects above --max-reject-rate, or with nothing but rejects
   4    `audit` found something wrong, or items that are still pending
-  130  interrupted; the same command goes on from there
+  130  interrupted by Ctrl-C; the same command goes on from there
   141  what read its output ended first, as `head` does
   143  ended by SIGTERM; the same command goes on from there
 """
@@ -79,7 +78,6 @@ examples:
   w2v-ray plan --hours 100000 --deadline 24h
   w2v-ray doctor s3://bucket/archive --address auto
 """
-_TERMINATED = 143  # 128 and the number of the signal, as shells count
 _UNREAD = 141  # as shells say of a program that wrote to a pipe which nobody reads any more
 _DONE = {
     "transcribe": "transcribed",
@@ -109,44 +107,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in _TALKATIVE if args.debug else ():
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        with _terminable():
+        with taken_sigterm():
             code = _COMMANDS[args.command](args)
         sys.stdout.flush()  # here, where it can be seen that nobody reads it
         return code
-    except KeyboardInterrupt as interrupt:
-        how = "terminated" if isinstance(interrupt, _Terminated) else "interrupted"
-        print(f"{how}; run the same command again to go on from here", file=sys.stderr)
-        return _TERMINATED if isinstance(interrupt, _Terminated) else 130
+    except KeyboardInterrupt as stop:
+        what, code = ("ended by SIGTERM", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        print(f"{what}; what is published stays: run the same command again to go on", file=sys.stderr)
+        return code
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return _UNREAD
         if args.debug:
             raise
         known = isinstance(error, W2vRayError)
-        text = " ".join(str(error).split()) if known else _last_line(error)
+        text = " ".join(str(error).split()) if known else described(error)
         print(f"w2v-ray: {text}" + ("" if known else " (--debug shows where)"), file=sys.stderr)
         return 2 if isinstance(error, _REFUSALS) else 1
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, by which schedulers and service managers end a command."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Takes SIGTERM for an interruption, so that a run ends its workers and completes its record."""
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be taken
-        yield
-        return
-
-    def end(number: int, frame: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _is_unread() -> bool:
@@ -249,10 +226,13 @@ def _retry_errors(args: argparse.Namespace) -> int:
     from w2v_ray.job import prepare_retry, recorded_job
 
     job = recorded_job(args.output, args.overrides)
+    if cli_job_files.is_dry_run(args):
+        return cli_job_files.dry_run_retry(job, args)
     with console.shown_planning(quiet=args.json):
         plan = prepare_retry(job, reasons=args.reason, stages=args.stage)
     if not args.json:
-        print(f"planned {plan.num_new} rejected items again", file=sys.stderr)
+        told = ", ".join(f"{count} {reason}" for reason, count in plan.retried.items())
+        print(f"planned {plan.num_new} rejected items again" + (f": {told}" if told else ""), file=sys.stderr)
     return _run_planned(job, plan, args)
 
 
@@ -260,16 +240,14 @@ def _run_job(job: JobConfig, args: argparse.Namespace) -> int:
     from w2v_ray import console
     from w2v_ray.job import prepare
 
-    since_last = getattr(args, "since_last", False)
-    if since_last:
+    if getattr(args, "since_last", False):
         job = dataclasses.replace(job, on_change="new")
     if cli_job_files.is_dry_run(args):
         return cli_job_files.dry_run(job, args)
     with console.shown_planning(quiet=args.json):
         plan = prepare(job)
-    if since_last and not args.json:
-        num_new = plan.num_new - plan.num_changed
-        print(f"since the last plan: {num_new} items new, {plan.num_changed} changed", file=sys.stderr)
+    if job.on_change == "new" and not args.json:
+        console.show_changes(plan)
     return _run_planned(job, plan, args)
 
 
@@ -386,14 +364,6 @@ _COMMANDS = {
     "status": cli_status.status,
     "transcribe": _job,
 }
-
-
-def _last_line(error: Exception) -> str:
-    """What went wrong, without Ray's layers around it."""
-    cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, Exception) else error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(cause or error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 if __name__ == "__main__":

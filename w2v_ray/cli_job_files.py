@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from w2v_ray.config import JobConfig, RedecodeConfig
 from w2v_ray.errors import ConfigError
 
-__all__ = ["add_dry_run", "add_run", "add_schema", "dry_run", "is_dry_run", "schema"]
+if TYPE_CHECKING:
+    from w2v_ray.forecast import Forecast
+
+__all__ = ["add_dry_run", "add_run", "add_schema", "dry_run", "dry_run_retry", "is_dry_run", "schema"]
 
 _RUN_EPILOG = """\
 examples:
@@ -87,13 +92,26 @@ def is_dry_run(args: argparse.Namespace) -> bool:
 
 def dry_run(job: JobConfig | RedecodeConfig, args: argparse.Namespace) -> int:
     """Says what a job would do, without writing anything."""
+    from w2v_ray.forecast import forecast
+
+    return _tell(args, partial(forecast, job))
+
+
+def dry_run_retry(job: JobConfig, args: argparse.Namespace) -> int:
+    """Says what of an output would be done again, without writing anything."""
+    from w2v_ray.forecast import forecast_retry
+
+    return _tell(args, partial(forecast_retry, job, reasons=args.reason, stages=args.stage))
+
+
+def _tell(args: argparse.Namespace, forecast: Callable[..., Forecast]) -> int:
     from w2v_ray import console
     from w2v_ray.console_forecast import show_forecast
-    from w2v_ray.forecast import forecast, read_cluster
+    from w2v_ray.forecast import read_cluster
 
     cluster = None if args.cluster is None else read_cluster(args.cluster)
     with console.shown_planning(quiet=args.json):
-        found = forecast(job, cluster=cluster, rate=args.rate)
+        found = forecast(cluster=cluster, rate=args.rate)
     if args.json:
         print(found.to_json())
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from w2v_ray.cli_job_files import add_dry_run
+
 __all__ = ["add_commands", "audit", "compact"]
 
 _NOT_PROVED = 4
@@ -17,6 +19,7 @@ exit codes:
 """
 _RETRY_EPILOG = """\
 examples:
+  w2v-ray retry-errors out --dry-run
   w2v-ray retry-errors out
   w2v-ray retry-errors out --reason ReadError --stage encode
   w2v-ray retry-errors out device=cuda num_encoders=2
@@ -84,6 +87,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="STAGE",
         help="only items that failed in this stage; may be repeated",
     )
+    add_dry_run(parser)
 
 
 def audit(args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "progress_line",
     "record_line",
     "show_audit",
+    "show_changes",
     "show_plan",
     "show_status",
     "show_summary",
@@ -150,6 +151,13 @@ def shown_planning(*, quiet: bool) -> Iterator[None]:
     else:
         with Console(stderr=True).status("listing the inputs and planning"):
             yield
+
+
+def show_changes(plan: Plan) -> None:
+    """What of the inputs is not as it was when they were planned last."""
+    new = f"{_number(plan.num_new - plan.num_changed, 'item')} new, {plan.num_changed:,} changed"
+    gone = f", {_number(plan.num_gone, 'recording')} gone, whose rows stay" if plan.num_gone else ""
+    print(f"since the last plan: {new}{gone}", file=sys.stderr, flush=True)
 
 
 def show_plan(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,10 +23,17 @@ def show_forecast(found: Forecast) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("job", f"{found.task} {found.model} -> {found.output}")
+    what = found.task if found.retried is None else f"retry-errors of {found.task}"
+    table.add_row("job", f"{what} {found.model} -> {found.output}")
     for name, value in found.settings.items():
         table.add_row("", f"{name}: {_yaml(value)}")
-    table.add_row("inputs", _inputs(found))
+    if found.retried is None:
+        table.add_row("inputs", _inputs(found))
+    else:
+        table.add_row("again", _again(found, found.retried))
+    if found.num_mended:
+        what = _count(found.num_mended, "recording")
+        table.add_row("", f"{what} changed since and taken as the file is now, whole")
     if found.num_gone:
         table.add_row("", f"{_count(found.num_gone, 'recording')} gone from the inputs, whose rows stay")
     if found.num_duplicates:
@@ -51,6 +59,13 @@ def _inputs(found: Forecast) -> str:
     counts = {"new": found.num_new, "changed": found.num_changed, "planned before": known}
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     return ", ".join(parts) + (f": {told}" if told else "")
+
+
+def _again(found: Forecast, by_reason: Mapping[str, int]) -> str:
+    if not by_reason:
+        return f"none of {_count(found.num_items, 'item')}"
+    told = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+    return f"{found.num_changed:,} of {_count(found.num_items, 'item')}: {told}"
 
 
 def _shards(found: Forecast) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, cast
 
 import pyarrow as pa
 import ray
+from ray._private import worker
 from ray.actor import ActorHandle
 from ray.data import DataContext, Dataset
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -25,13 +25,15 @@ from ray.util.client import ray as client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from w2v_ray.attempts import Attempts, Key, Record, StageState
-from w2v_ray.errors import JobError, W2vRayError
+from w2v_ray.errors import JobError
+from w2v_ray.failures import expected_error, unexpected_error
 from w2v_ray.plan import Plan
 from w2v_ray.progress import Meter, Progress, StageTotals
 from w2v_ray.ray_address import check_ray_address
 from w2v_ray.ray_auth import warn_of_open_cluster
 from w2v_ray.run_record import Published, RunRecord
 from w2v_ray.telemetry import RayMetrics
+from w2v_ray.termination import Ending, deferred_signals, kept_sigterm
 
 __all__ = ["RemoteBook", "Run", "data_settings", "running_ray"]
 
@@ -40,6 +42,7 @@ _MAX_BLOCK_BYTES = 8 * 2**30
 _POLL_S = 0.5
 _SAMPLE_S = 2.0  # between points of a run's record
 _ANSWER_S = 10.0  # within which an actor that only counts has answered
+_LAST_ANSWER_S = 2.0  # the same where a run does not end well, and Ray may be gone before it
 _LAST_WORDS_S = 1.0  # in which what the last workers told has come to the meter
 _LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 
@@ -115,38 +118,43 @@ class Run:
         """Runs the flow to its end and returns the summaries of the shards.
 
         Raises:
-            JobError: Nothing moved for too long, or workers died again and again.
+            KeyboardInterrupt: The process was told to end: `Terminated` where it was by SIGTERM.
+            JobError: Nothing moved for too long, workers died again and again, or what nobody expected.
             W2vRayError: As a stage raised it.
         """
         ds.context.custom_execution_callback_classes = [_Executors]
         stop = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(stop,), name="watch", daemon=True)
-        with self._recorded():
+        with self._recorded(), deferred_signals() as ending:
+            thread = threading.Thread(target=self._watch, args=(stop, ending), name="watch", daemon=True)
             thread.start()
             try:
                 for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow"):
                     self._take(cast(pa.Table, batch).to_pylist())
             except Exception as error:
-                ours = self._stalled or _ours(error)
+                ours = ending.error or self._stalled or expected_error(error) or self._unexpected(error)
                 # Workers end when nothing refers to them: an error that somebody keeps must not, with their
                 # GPUs.
                 traceback.clear_frames(error.__traceback__)
                 del ds
                 gc.collect()
-                if ours is None:
-                    raise
                 raise ours from error
             finally:
                 stop.set()
                 thread.join()
-            if self._stalled is not None:  # its flow was ended, which looks like the end of it
-                raise self._stalled
+            if (told := ending.error or self._stalled) is not None:
+                raise told  # its flow was ended, which looks like the end of it
             self._poll()
             progress = self._progress()
             self._sample(progress)
             if self._on_progress is not None:
                 self._on_progress(progress)
         return self._summaries
+
+    def _unexpected(self, error: Exception) -> JobError:
+        node = worker._global_node  # there is no public way to ask
+        assert node is not None, "it is one of Ray's processes"
+        record = None if self._record is None else self._record.path
+        return unexpected_error(error, record=record, logs=str(node.get_logs_dir_path()))
 
     def _take(self, summaries: Sequence[dict[str, Any]]) -> None:
         for summary in summaries:
@@ -168,9 +176,14 @@ class Run:
             raise
         self._end("done")
 
-    def _watch(self, stop: threading.Event) -> None:
+    def _watch(self, stop: threading.Event, ending: Ending) -> None:
         next_check = next_sample = time.monotonic()
         while not stop.wait(_POLL_S):
+            told = JobError("it was told to end") if ending.error is not None else self._stalled
+            if told is not None and _Executors.running:
+                for executor in list(_Executors.running):
+                    executor.shutdown(force=True, exception=told)
+                return
             try:
                 published = [summary["shard_id"] for summary in self._summaries[self._num_forgotten :]]
                 self._num_forgotten += len(published)
@@ -188,25 +201,21 @@ class Run:
                     self._check_stall()
             except ray.exceptions.RayError as error:  # the next look may find them again
                 logging.getLogger(__name__).warning("the actors that count do not answer: %s", error)
-            if self._stalled is not None:
-                for executor in list(_Executors.running):
-                    executor.shutdown(force=True, exception=self._stalled)
-                return
 
-    def _poll(self) -> None:
+    def _poll(self, within_s: float = _ANSWER_S) -> None:
         """Asks the actors what can be seen of the run from one moment to the next."""
         asked: list[Any] = [self.attempts.waiting.remote(self._queues)]
         if self.meter is not None:
             asked.append(self.meter.encoded_s.remote())
-        self._queue, *encoded = ray.get(asked, timeout=_ANSWER_S)
+        self._queue, *encoded = ray.get(asked, timeout=within_s)
         self._encoded_s = encoded[0] if encoded else 0.0
 
-    def _sample(self, progress: Progress, *, is_last: bool = False) -> None:
+    def _sample(self, progress: Progress, *, within_s: float = _ANSWER_S, is_last: bool = False) -> None:
         if self.meter is None or self._record is None:
             return
         self.meter.show.remote(progress)
         asked = [self.meter.totals.remote(), self.meter.notes.remote()]
-        totals, notes = ray.get(asked, timeout=_ANSWER_S)
+        totals, notes = ray.get(asked, timeout=within_s)
         self._record.update(progress, self._published, totals, notes, is_last=is_last)
 
     def _end(self, state: str, error: BaseException | None = None) -> None:
@@ -220,8 +229,9 @@ class Run:
                 if totals.get("write_parquet", StageTotals()).shards >= len(self._summaries):
                     break
                 time.sleep(0.05)
-            self._poll()
-            self._sample(self._progress(), is_last=True)
+            within_s = _ANSWER_S if state == "done" else _LAST_ANSWER_S
+            self._poll(within_s)
+            self._sample(self._progress(), within_s=within_s, is_last=True)
         self._record.end(state, error)
 
     def _check_stall(self) -> None:
@@ -280,22 +290,6 @@ class _Executors(ExecutionCallback):
         self.running.remove(executor)
 
 
-def _ours(error: BaseException) -> W2vRayError | None:
-    """The error of this package that is at the bottom of what Ray made of it."""
-    seen: list[BaseException] = []
-    left: list[object] = [error]
-    while left:
-        last = left.pop()
-        if isinstance(last, BaseException) and last not in seen:
-            seen.append(last)
-            left += [last.__cause__, getattr(last, "cause", None)]
-    found = [one for one in seen if type(one).__module__ == W2vRayError.__module__]
-    if not found:
-        return None
-    # Ray adds advice on settings that are not to be had here.
-    return cast(W2vRayError, type(found[-1])(str(found[-1]).partition("\nFailed to ")[0]))
-
-
 @contextmanager
 def running_ray() -> Iterator[None]:
     """Ray as it runs already, or the cluster that RAY_ADDRESS names, or a new one on this machine.
@@ -310,26 +304,22 @@ def running_ray() -> Iterator[None]:
         yield
         return
     quiet = logging.getLogger().getEffectiveLevel() > logging.DEBUG
-    with _without_log_level_line(), _own_sigterm():
-        ray.init(
-            log_to_driver=not quiet,
-            logging_level=logging.ERROR if quiet else logging.INFO,
-            include_dashboard=False,
-        )
+    shown = worker._worker_logs_enabled
+    # Ray prints what becomes of each task whose worker ends to standard output, where summaries go, with
+    # advice on retries that are bounded here; there is no public way to stop it.
+    worker._worker_logs_enabled = not quiet
     try:
+        with _without_log_level_line(), kept_sigterm():
+            ray.init(
+                log_to_driver=not quiet,
+                logging_level=logging.ERROR if quiet else logging.INFO,
+                include_dashboard=False,
+            )
         warn_of_open_cluster()
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keeps what a program does on SIGTERM, which Ray would replace by an exit that aborts with a trace."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+        worker._worker_logs_enabled = shown
 
 
 @contextmanager

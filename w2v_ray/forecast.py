@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,11 +22,11 @@ from w2v_ray.encoder_config import float_dtype
 from w2v_ray.errors import ConfigError, MissingExtraError
 from w2v_ray.frame_rate import model_config
 from w2v_ray.head_config import read_also
-from w2v_ray.job import prepare, prepare_redecode
+from w2v_ray.job import prepare, prepare_redecode, prepare_retry
 from w2v_ray.plan import Plan, newest_items
 from w2v_ray.pools import Machines, Pools
 
-__all__ = ["Attention", "Forecast", "Stage", "forecast", "read_cluster"]
+__all__ = ["Attention", "Forecast", "Stage", "forecast", "forecast_retry", "read_cluster"]
 
 _RUNS_READ = 10  # the newest, of which one may have got nowhere
 _RESULTS = {"transcribe": "decode_text", "classify": "choose_labels", "frames": "find_turns"}
@@ -68,6 +69,10 @@ class Forecast:
     """Of these, the ones that would take the place of earlier items."""
     num_gone: int
     """Recordings that are planned and that the inputs name no more."""
+    retried: dict[str, int] | None
+    """Of a retry, rejected items that would be done again, by the class of their errors; None: it is none."""
+    num_mended: int
+    """Of a retry, recordings whose files have changed since they were planned."""
     num_duplicates: int
     skipped: dict[str, int]
     """Files of the inputs that would not be planned, by reason."""
@@ -135,13 +140,53 @@ def forecast(
     Raises:
         W2vRayError: The job cannot be run, for a reason that can be seen without writing and without Ray.
     """
-    if rate is not None and not 0 < rate < math.inf:
-        raise ConfigError(f"rate is {rate:g}, expected more than 0; give seconds of audio in a second")
+    _check_rate(rate)
     plan = (
         prepare_redecode(job, record=False)[0]
         if isinstance(job, RedecodeConfig)
         else prepare(job, record=False)
     )
+    return _forecast_of(job, plan, cluster=cluster, rate=rate, is_retry=False)
+
+
+def forecast_retry(
+    job: JobConfig,
+    *,
+    reasons: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    cluster: tuple[float, float] | None = None,
+    rate: float | None = None,
+) -> Forecast:
+    """Says what doing the rejected items of an output again would do, without writing anything.
+
+    Args:
+        job: Of `w2v_ray.job.recorded_job`.
+        reasons: Classes of errors; empty: all.
+        stages: Stages that failed; empty: all.
+        cluster: As of `forecast`.
+        rate: As of `forecast`.
+
+    Raises:
+        W2vRayError: They cannot be done again, for a reason that can be seen without writing.
+    """
+    _check_rate(rate)
+    plan = prepare_retry(job, reasons=reasons, stages=stages, record=False)
+    return _forecast_of(job, plan, cluster=cluster, rate=rate, is_retry=True)
+
+
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"rate is {rate:g}, expected more than 0; give seconds of audio in a second")
+
+
+def _forecast_of(
+    job: JobConfig | RedecodeConfig,
+    plan: Plan,
+    *,
+    cluster: tuple[float, float] | None,
+    rate: float | None,
+    is_retry: bool,
+) -> Forecast:
     where, size = _cluster(cluster)
     if cluster is None and size is not None and isinstance(job, JobConfig) and job.device != "cpu":
         import torch
@@ -161,6 +206,8 @@ def forecast(
         num_new=plan.num_new - plan.num_changed,
         num_changed=plan.num_changed,
         num_gone=plan.num_gone,
+        retried=dict(plan.retried) if is_retry else None,
+        num_mended=_num_mended(plan) if is_retry else 0,
         num_duplicates=plan.num_duplicates,
         skipped=dict(plan.skipped),
         planned_s=plan.planned_s,
@@ -179,6 +226,14 @@ def forecast(
         rate_source=rate_source,
         expected_s=plan.pending_s / rate if rate else None,
     )
+
+
+def _num_mended(plan: Plan) -> int:
+    """Recordings planned as their files are now; what is tried again as it was keeps its fingerprint."""
+    num_before = plan.items.num_rows - plan.num_new
+    known, new = plan.items.slice(0, num_before), plan.items.slice(num_before)
+    is_known = pc.is_in(new.column("fingerprint"), value_set=pc.unique(known.column("fingerprint")))
+    return int(pc.count_distinct(new.filter(pc.invert(is_known)).column("recording_id")).as_py())
 
 
 def _cluster(given: tuple[float, float] | None) -> tuple[str, tuple[float, float] | None]:

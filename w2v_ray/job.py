@@ -154,15 +154,18 @@ def recorded_job(output: str, overrides: Sequence[str] = ()) -> JobConfig:
     return kind(**settings)
 
 
-def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequence[str] = ()) -> Plan:
+def prepare_retry(
+    job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequence[str] = (), record: bool = True
+) -> Plan:
     """Plans what of a job's output is rejected again; else as `prepare`.
 
     Args:
         job: Of `recorded_job`.
         reasons: Classes of errors; empty: all.
         stages: Stages that failed; empty: all.
+        record: As of `prepare`.
     """
-    fields, _ = _checked(job, record=True)
+    fields, _ = _checked(job, record=record)
     plan = make_retry_plan(
         job.output,
         job=fields,
@@ -170,8 +173,9 @@ def prepare_retry(job: JobConfig, *, reasons: Sequence[str] = (), stages: Sequen
         stages=stages,
         shard_seconds=job.shard_seconds,
         cut_long=_cuts_long(job),
+        record=record,
     )
-    claim_adapters(plan, fields, model=job.model)
+    claim_adapters(plan, fields, model=job.model, record=record)
     return plan
 
 

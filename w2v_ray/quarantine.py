@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from w2v_ray.attempts import Key, Record
 from w2v_ray.errors import ItemError, JobError, StageError, W2vRayError, WorkerDeathError
+from w2v_ray.failures import placed
 from w2v_ray.item_process import ItemProcess, Stage
 from w2v_ray.schema import ERROR, error_value
 
@@ -60,7 +61,8 @@ class TrackedStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         shard = _shard_of(table)
         _check(self._name, shard, self._book.begin(self._name, shard))
-        table = self._stage(table)
+        with placed(self._name, shard):
+            table = self._stage(table)
         self._book.finish(self._name, shard)
         return table
 
@@ -88,13 +90,14 @@ class GuardedStage:
         shard = _shard_of(table)
         record = self._book.begin(self._name, shard)
         _check(self._name, shard, record)
-        if record.is_deadly:
-            with ItemProcess(self._maker) as process:
-                table = self._one_by_one(
-                    table, lambda item: process.run(item, deadline_s=self._deadline_s(item))
-                )
-        else:
-            table = self._at_once(table)
+        with placed(self._name, shard):
+            if record.is_deadly:
+                with ItemProcess(self._maker) as process:
+                    table = self._one_by_one(
+                        table, lambda item: process.run(item, deadline_s=self._deadline_s(item))
+                    )
+            else:
+                table = self._at_once(table)
         self._book.finish(self._name, shard)
         return table
 
@@ -168,13 +171,14 @@ class GuardedEncoder:
             "alone; leave it out, or raise item_deadline_seconds"
         )
         table = _rejected(table, error, self._name, {row_of[key] for key in record.culprits})
-        for key in record.suspects:
-            if key not in record.culprits:
-                self._run(table.slice(row_of[key], 1), is_probe=True)  # so that a batch is what it always is
         alone = [row_of[key] for key in record.apart if key not in record.culprits]
         together = [row for row in range(table.num_rows) if row not in alone]
-        parts = [self._run(table.take(pa.array(together, pa.int64())) if alone else table)]
-        parts += [self._run(table.slice(row, 1)) for row in alone]
+        with placed(self._name, self._shard):
+            for key in record.suspects:
+                if key not in record.culprits:  # by itself first, so that a batch is what it always is
+                    self._run(table.slice(row_of[key], 1), is_probe=True)
+            parts = [self._run(table.take(pa.array(together, pa.int64())) if alone else table)]
+            parts += [self._run(table.slice(row, 1)) for row in alone]
         self._book.finish(self._name, self._shard)
         return pa.concat_tables(parts)
 
@@ -223,7 +227,8 @@ def loaded(make: Callable[[], Stage], *, name: str, worker: str, book: Book) -> 
             JobError(
                 f"{record.deaths} workers ended while they loaded what {name} needs; see that the machine "
                 "has the memory for it"
-            )
+            ),
+            name,
         )
     for wait_s in (*_LOADING_WAITS_S, None):
         try:
@@ -232,7 +237,7 @@ def loaded(make: Callable[[], Stage], *, name: str, worker: str, book: Book) -> 
         except Exception as error:
             logger.exception("%s cannot load", name)
             if wait_s is None:
-                stage = _failing(error)
+                stage = _failing(error, name)
                 break
             time.sleep(wait_s)
     book.finish(work, worker)
@@ -249,9 +254,10 @@ def watch(deadline_s: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _failing(error: Exception) -> Stage:
+def _failing(error: Exception, name: str) -> Stage:
     def fail(table: pa.Table) -> pa.Table:
-        raise error
+        with placed(name):
+            raise error
 
     return fail
 

@@ -99,7 +99,7 @@ class RunRecord:
         attention: Mapping[str, str] | None = None,
     ) -> None:
         self.run = run
-        self._path = stores.join(plan.output, _FOLDER, f"{run}.json")
+        self.path = stores.join(plan.output, _FOLDER, f"{run}.json")
         self._root = plan.output
         self._began = time.monotonic()
         self._started_at = datetime.now(UTC)
@@ -181,7 +181,7 @@ class RunRecord:
 
     def _write(self, state: str, error: str | None) -> None:
         try:
-            stores.publish(self._path, self._to_json(state, error), root=self._root)
+            stores.publish(self.path, self._to_json(state, error), root=self._root)
         except Exception as failure:  # the run is more than its record
             if not self._is_refused:
                 self._is_refused = True

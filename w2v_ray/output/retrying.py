@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +42,7 @@ def make_retry_plan(
     stages: Collection[str] = (),
     shard_seconds: float,
     cut_long: bool = True,
+    record: bool = True,
 ) -> Plan:
     """Plans the items of an output again that were rejected in whole or in part.
 
@@ -53,6 +56,7 @@ def make_retry_plan(
         stages: Stages that failed; empty: all.
         shard_seconds: Seconds of audio in a shard.
         cut_long: As of `make_plan`.
+        record: As of `make_plan`.
 
     Raises:
         ConfigError: There is no such class or stage.
@@ -63,19 +67,23 @@ def make_retry_plan(
     output = stores.canonical(output)
     if "redecodes" in records.read_job(output)[1]:
         raise OutputError(f"{output!r} decodes another output again; retry in that one, then redecode again")
-    records.claim_output(output, job)
+    if record:
+        records.claim_output(output, job)
+    else:
+        records.check_claim(output, job)
     while True:
         planned, num_plans = records.read_plans(output)
-        rejected = _rejected(output, planned, set(reasons), set(stages))
+        rejected, by_reason = _rejected(output, planned, set(reasons), set(stages))
         if not rejected.num_rows:
             items = planned.slice(0, 0)
             break
         same, changed = _looked_up(rejected)
         items = plan_entries(planned, same, changed, job=job, shard_seconds=shard_seconds, cut_long=cut_long)
-        if records.publish_plan(output, items, num_plans + 1):
+        if not record or records.publish_plan(output, items, num_plans + 1):
             break
     everything = pa.concat_tables([planned, items])
-    return plan_of(output, job, everything, num_new=items.num_rows, num_changed=items.num_rows)
+    plan = plan_of(output, job, everything, num_new=items.num_rows, num_changed=items.num_rows)
+    return replace(plan, retried=by_reason)
 
 
 def _check(given: Collection[str], known: Collection[str], what: str) -> None:
@@ -84,19 +92,23 @@ def _check(given: Collection[str], known: Collection[str], what: str) -> None:
             raise ConfigError(f"{what} is {name!r}, expected one of {', '.join(known)}; name one of them")
 
 
-def _rejected(output: str, planned: pa.Table, reasons: set[str], stages: set[str]) -> pa.Table:
-    """The planned items of whose newest try something is rejected, for one of the reasons."""
-    keys = set()
+def _rejected(
+    output: str, planned: pa.Table, reasons: set[str], stages: set[str]
+) -> tuple[pa.Table, dict[str, int]]:
+    """The planned items of whose newest try something is rejected for one of the reasons, and how many."""
+    found: dict[tuple[str, int], set[str]] = {}
     for table in current_rows(output, "rejects"):
         columns = ("shard_id", "item_index", "error_class", "stage")
         for shard_id, index, reason, stage in zip(
             *(table.column(name).to_pylist() for name in columns), strict=True
         ):
             if (not reasons or reason in reasons) and (not stages or stage in stages):
-                keys.add((shard_id, index))
+                found.setdefault((shard_id, index), set()).add(reason)
     pairs = zip(planned.column("shard_id").to_pylist(), planned.column("item_index").to_pylist(), strict=True)
-    mask = pa.array([pair in keys for pair in pairs], pa.bool_())
-    return planned.filter(pc.and_(mask, newest_items(planned)))
+    mask = pa.array([pair in found for pair in pairs], pa.bool_())
+    items = planned.filter(pc.and_(mask, newest_items(planned)))
+    pairs = zip(items.column("shard_id").to_pylist(), items.column("item_index").to_pylist(), strict=True)
+    return items, dict(sorted(Counter(reason for pair in pairs for reason in found[pair]).items()))
 
 
 def _looked_up(items: pa.Table) -> tuple[pa.Table, dict[str, tuple[int | None, str | None]]]:

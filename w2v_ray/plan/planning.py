@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -65,6 +65,9 @@ class Plan:
     """Recordings that the inputs named more than once, each time counted but the first."""
     skipped: Mapping[str, int]
     """Files of the inputs that were not planned, by reason."""
+    retried: Mapping[str, int] = field(default_factory=dict)
+    """Of a retry, the rejected items that it planned, by the class of their errors; an item with two counts
+    for both."""
 
     @property
     def num_items(self) -> int:
