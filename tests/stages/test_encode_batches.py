@@ -175,6 +175,56 @@ def test_padded_batches_have_the_numbers_of_transformers(
     assert (encode.stats["padded_s"] > 0) == (size == 3)
 
 
+@pytest.mark.parametrize(
+    ("family", "masked", "changes"),
+    [
+        ("group", False, {}),
+        ("group", True, {}),
+        ("layer", True, {}),
+        ("layer", True, {"use_weighted_layer_sum": True}),
+        ("layer", True, {"tdnn_kernel": [3, 3, 2, 1, 1], "tdnn_dilation": [1, 4, 2, 1, 1]}),
+        ("adapter", True, {}),
+        ("adapter", True, {"use_weighted_layer_sum": True}),
+        ("bert", True, {}),
+        ("bert-adapter", True, {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:std:UserWarning")  # of transformers, where it pools none
+@torch.no_grad()
+def test_speakers_of_padded_batches_have_the_numbers_of_transformers(
+    tmp_path: Path, family: str, masked: bool, changes: dict[str, Any]
+) -> None:
+    """There a row pools some frames of padding: the lengths that it counts leave dilations out."""
+    import transformers
+
+    folder = checkpoint(tmp_path / "model", family, "embed", masked=masked, **changes)
+    theirs = transformers.AutoModelForAudioXVector.from_pretrained(folder).eval()
+    extract = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    waves = [
+        sound(n, seed) for seed, n in enumerate((9_000, 16_000, 5_000, 20_000, 4_000, 7_000, 700, 18_000))
+    ]
+    head = Head(task="embed", model=str(folder), pooling="xvector", size=12)
+    table = stage((head,), reference_batch=4)(table_of(waves))
+    expected: list[np.ndarray] = []
+    pooled: list[int] = []
+    for begin in (0, 4):
+        inputs = extract(waves[begin : begin + 4], sampling_rate=16_000, padding=True, return_tensors="pt")
+        expected += list(torch.nn.functional.normalize(theirs(**inputs).embeddings, dim=-1).numpy())
+        counts = [99] * 4
+        if "attention_mask" in inputs:
+            lengths = theirs._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1))
+            counts = theirs._get_tdnn_output_lengths(lengths).tolist()
+        pooled += counts
+    errors = table["error"].to_pylist()
+    for ours, wanted, error, count in zip(values_of(table, head), expected, errors, pooled, strict=True):
+        if count < 2:  # there the deviation of one frame, or a count from the end
+            assert error["error_class"] == "TooShortError"
+        else:
+            assert error is None
+            assert_near(ours, wanted, head)
+    assert (min(pooled) < 2) == masked
+
+
 @pytest.mark.parametrize("other", [{"dtype": "int8"}, {"chunk_length_s": 20.0}, {"deterministic": True}])
 def test_padded_batches_are_of_whole_segments(other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="reference_batch is 8, which has the numbers of padded batches"):
