@@ -10,10 +10,9 @@ A batch that fails otherwise is tried again one segment at a time, so that one b
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,8 @@ import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
 from w2v_ray.audio.windows import cut_windows, window_samples
-from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError, TooShortError
+from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError
 from w2v_ray.heads import Head
-from w2v_ray.models.config import Wav2Vec2Config
 from w2v_ray.models.packed import PackedOutput
 from w2v_ray.models.products import has_fast_int8
 from w2v_ray.processors import AutoFeatureExtractor
@@ -38,8 +36,9 @@ from w2v_ray.schema import (
     SAMPLE_RATE_HZ,
     error_value,
 )
-from w2v_ray.stages.batches import Budget, attention_seconds, choose_budget
+from w2v_ray.stages.batches import Budget, attention_seconds, tried_budget
 from w2v_ray.stages.encode_config import EncodeConfig
+from w2v_ray.stages.encode_failures import encode_error, is_out_of_memory, needs_thread, too_short
 from w2v_ray.stages.encoder_heads import EncoderHeads
 from w2v_ray.stages.take_language import languages_of
 
@@ -48,8 +47,6 @@ __all__ = ["Encode"]
 logger = logging.getLogger(__name__)
 
 _CPU_BUDGET_S = 16.0  # of which a product's rows are enough to be fast, and still fit the cache
-_TRIAL_S = 15.0  # of the items of the warm-up
-_MEMORY_SHARE = 0.8  # of what is free on a GPU
 _LONGEST_S = 300.0  # that is computed whole, where nothing is said
 _WINDOW_S = 60.0
 _LEAST_WINDOW_S = 5.0  # less hears too little to both sides
@@ -85,6 +82,7 @@ class Encode:
         self._is_cuda = self._device.type == "cuda"
         self._ahead: list[np.ndarray] = []
         self._ready: dict[int, torch.Tensor] = {}
+        self._thread: ThreadPoolExecutor | None = None  # None: that of who calls
         if self._device.type == "cpu":
             # oneDNN keeps a kernel for each of the last 1,024 shapes, and every segment has its own: 100 to
             # 500 MB that are of no use. These are enough for the layers of one batch, which are alike. Read
@@ -109,16 +107,13 @@ class Encode:
         self._input_name = encoder.main_input_name
         self._dtype = getattr(torch, dtype)
         settings = encoder.config
-        # Mel features are scaled by their variance over time, which one frame alone has not.
-        self._shortest = (
-            settings.receptive_samples if isinstance(settings, Wav2Vec2Config) else FRAME_LENGTH + FRAME_SHIFT
-        )
         # Where features are much work, they are made where the model is.
         makes_features = self._input_name == "input_features"
         self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
-        self._hop = (
-            getattr(self._extract, "stride", 1) * FRAME_SHIFT if makes_features else settings.hop_samples
-        )
+        stride = getattr(self._extract, "stride", 1)
+        self._hop = stride * FRAME_SHIFT if makes_features else settings.hop_samples
+        # Mel features are scaled by their variance over time, which one frame alone has not.
+        self._shortest = FRAME_LENGTH + FRAME_SHIFT if makes_features else settings.receptive_samples
         self._last_hop = self._hop
         if settings.add_adapter:
             self._last_hop *= settings.adapter_stride**settings.num_adapter_layers
@@ -133,7 +128,11 @@ class Encode:
                     f"chunk_length_s is {config.chunk_length_s}, expected at least the "
                     f"{self._shortest / SAMPLE_RATE_HZ} s of one frame; try 20"
                 )
-        budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
+        budget_s = config.max_batch_seconds or _CPU_BUDGET_S
+        if config.max_batch_seconds is None and self._is_cuda and not is_padded:
+            budget_s = tried_budget(
+                lambda waves: self._heads.encode(list(map(self._input, waves))), self._device
+            )
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
         self.stats: dict[str, float] = {
             "batches": 0,
@@ -146,9 +145,7 @@ class Encode:
         """The kernel that was chosen, and why."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._num_threads is not None:
-            # Here and not in the constructor: it holds for the calling thread, and Ray calls from another.
-            torch.set_num_threads(self._num_threads)
+        self._set_threads()
         errors = table.column("error").to_pylist()
         waves: dict[int, np.ndarray] = {}
         results: list[Result | None] = [None] * len(errors)
@@ -161,11 +158,7 @@ class Encode:
                 results[row] = [None] * len(self._heads.heads)
                 del waves[row]
             elif len(waves[row]) < self._shortest:
-                error = TooShortError(
-                    f"the segment has {len(waves[row])} samples, the encoder needs {self._shortest} for one "
-                    "frame; nothing can be recognised in so short a sound"
-                )
-                errors[row] = error_value("encode", error)
+                errors[row] = error_value("encode", too_short(waves[row], self._shortest))
                 del waves[row]
         languages = languages_of(table)
         groups: dict[str | None, list[int]] = {}
@@ -184,6 +177,11 @@ class Encode:
                 if column.name not in table.column_names:  # num_frames, of two heads
                     table = table.append_column(column, array)
         return table.append_column("error", pa.array(errors, ERROR))
+
+    def _set_threads(self) -> None:
+        if self._num_threads is not None:
+            # Not in the constructor: it holds for the calling thread, and Ray calls from another.
+            torch.set_num_threads(self._num_threads)
 
     def _encode_group(
         self, language: str | None, waves: dict[int, np.ndarray]
@@ -230,6 +228,8 @@ class Encode:
         self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None, *, again: bool = False
     ) -> list[Result | ItemError]:
         try:
+            if self._thread is not None:
+                return self._thread.submit(self._forward, waves, window).result()
             return self._forward(waves, window)
         except torch.AcceleratorError:
             # After such an error every later call on this device fails too. Only a new process has a
@@ -237,12 +237,14 @@ class Encode:
             logger.exception("the device failed; this worker ends so that a new one can take over")
             os._exit(1)
         except Exception as error:  # one segment must never cost its neighbours
-            memory_ended = _is_out_of_memory(error)
-            failed = _encode_error(waves[0], error)
+            memory_ended, thread_ended = is_out_of_memory(error), needs_thread(error)
+            failed = encode_error(waves[0], error)
         # Outside of the handler, as the error holds on to what took the memory.
         self._ahead, self._ready = [], {}
         if memory_ended and self._is_cuda:
             torch.cuda.empty_cache()
+        if thread_ended:
+            self._thread = ThreadPoolExecutor(1, "encode", self._set_threads)
         if memory_ended and len(waves) == 1 and not again:  # others may have had it, for a moment
             return self._encode(waves, window, again=True)
         if memory_ended and self._config.reference_batch is None:
@@ -361,44 +363,6 @@ class Encode:
         if self._is_cuda and values.device.type == "cpu":
             values = values.pin_memory()
         return values.to(self._device, non_blocking=True)
-
-    def _found_budget_s(self) -> float:
-        if not self._is_cuda:
-            return _CPU_BUDGET_S
-        generator = np.random.default_rng(0)
-
-        def measure(seconds: float) -> tuple[float, float]:
-            piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
-            waves = [piece] * max(1, round(seconds / _TRIAL_S))
-            took_s = []
-            for _ in range(2):  # the first time, kernels are loaded
-                torch.cuda.synchronize(self._device)
-                torch.cuda.reset_peak_memory_stats(self._device)
-                began = time.perf_counter()
-                try:
-                    self._heads.encode([self._input(wave) for wave in waves])
-                except torch.OutOfMemoryError:  # another worker on this device has taken what was free
-                    return math.inf, math.inf
-                torch.cuda.synchronize(self._device)
-                took_s.append(time.perf_counter() - began)
-            return took_s[-1], torch.cuda.max_memory_allocated(self._device)
-
-        most = _MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
-        return choose_budget(measure, most_bytes=most)
-
-
-def _encode_error(wave: np.ndarray, error: Exception) -> EncodeError:
-    seconds = len(wave) / SAMPLE_RATE_HZ
-    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    if not isinstance(error, RuntimeError | MemoryError):
-        reason = f"{type(error).__name__}: {reason}"
-    return EncodeError(f"the encoder failed on a segment of {seconds:.1f} s: {reason}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of the CPU's allocator
 
 
 def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
