@@ -274,6 +274,37 @@ def test_every_way_in_which_memory_ends_is_seen(
         assert_near(ours, wanted, head)
 
 
+@pytest.mark.parametrize("family", ["group", "bert"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(MESSAGE), ValueError("nobody can hear this")])
+def test_rows_of_a_padded_batch_that_fails_have_its_numbers_all_the_same(
+    tmp_path: Path, family: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = Head(task="transcribe", model=str(checkpoint(tmp_path / "model", family, "transcribe")))
+    encode = Encode(EncodeConfig(heads=(head,), num_threads=1, reference_batch=3))
+    table = table_of(
+        [sound(length, seed) for seed, length in enumerate((9_000, 3_000, 16_000, 5_000, 7_000))]
+    )
+    expected = values_of(encode(table), head)
+    shorter = values_of(encode(table_of([sound(3_000, 1)])), head)[0]
+    computed = EncoderHeads.encode_padded
+
+    def encode_some(self: EncoderHeads, values: torch.Tensor, mask: torch.Tensor | None) -> Any:
+        if len(values) > 1:
+            raise error
+        return computed(self, values, mask)
+
+    monkeypatch.setattr(EncoderHeads, "encode_padded", encode_some)
+    found = encode(table)
+    assert found["error"].null_count == len(found)
+    for ours, wanted in zip(values_of(found, head), expected, strict=True):
+        assert wanted is not None
+        assert_near(ours, wanted, head)
+    if family == "group":  # of which padding changes the numbers
+        assert expected[1] is not None
+        assert shorter is not None
+        assert len(expected[1]) > len(shorter)
+
+
 LIMITED = """
 import os, resource, sys
 import torch

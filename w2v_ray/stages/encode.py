@@ -225,12 +225,19 @@ class Encode:
             self._report(audio_s)
 
     def _encode(
-        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None, *, again: bool = False
+        self,
+        waves: Sequence[np.ndarray],
+        window: tuple[int, int, int] | None = None,
+        *,
+        padded: int = 0,
+        again: bool = False,
     ) -> list[Result | ItemError]:
+        """What each of them gives, in windows or padded to so many samples if any are named."""
+        padded = max(padded, *map(len, waves))
         try:
             if self._thread is not None:
-                return self._thread.submit(self._forward, waves, window).result()
-            return self._forward(waves, window)
+                return self._thread.submit(self._forward, waves, window, padded).result()
+            return self._forward(waves, window, padded)
         except torch.AcceleratorError:
             # After such an error every later call on this device fails too. Only a new process has a
             # working device again, and Ray starts one for an actor whose process has ended.
@@ -246,12 +253,13 @@ class Encode:
         if thread_ended:
             self._thread = ThreadPoolExecutor(1, "encode", self._set_threads)
         if memory_ended and len(waves) == 1 and not again:  # others may have had it, for a moment
-            return self._encode(waves, window, again=True)
+            return self._encode(waves, window, padded=padded, again=True)
         if memory_ended and self._config.reference_batch is None:
             return self._encode_less(waves, window, failed)
         if len(waves) == 1:
             return [failed]
-        return [result for wave in waves for result in self._encode([wave])]
+        # Rows of a padded batch stay as long as they were in it, and so their numbers are the same.
+        return [result for wave in waves for result in self._encode([wave], padded=padded)]
 
     def _encode_less(
         self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, failed: EncodeError
@@ -277,10 +285,10 @@ class Encode:
 
     @torch.inference_mode()
     def _forward(
-        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, padded: int
     ) -> list[Result | ItemError]:
         if self._config.reference_batch is not None:
-            outputs = self._encode_padded(waves)
+            outputs = self._encode_padded(waves, padded)
         else:
             windows = [window or self._window_for(wave) for wave in waves]
             whole = [wave for wave, cut in zip(waves, windows, strict=True) if cut is None]
@@ -311,13 +319,24 @@ class Encode:
                 except Exception:
                     return
 
-    def _encode_padded(self, waves: Sequence[np.ndarray]) -> list[PackedOutput]:
+    def _encode_padded(self, waves: Sequence[np.ndarray], num_samples: int) -> list[PackedOutput]:
         features = self._extract(
-            list(waves), sampling_rate=SAMPLE_RATE_HZ, padding=True, return_tensors="pt", **self._on_device
+            list(waves),
+            sampling_rate=SAMPLE_RATE_HZ,
+            padding="max_length",
+            max_length=self._num_inputs(num_samples),
+            return_tensors="pt",
+            **self._on_device,
         )
         values = features[self._input_name].to(self._device, self._dtype)
         mask = features.get("attention_mask")
         return self._heads.encode_padded(values, None if mask is None else mask.to(self._device))
+
+    def _num_inputs(self, num_samples: int) -> int:
+        """What the extractor counts of so many samples: they themselves, or frames of mel bins."""
+        if self._input_name == "input_values":
+            return num_samples
+        return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
 
     def _encode_windows(self, wave: np.ndarray, length: int, left: int, right: int) -> PackedOutput:
         """What the encoder gives for a segment whose windows are computed one after another and joined."""
