@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
-from w2v_ray.audio.windows import cut_windows, window_samples
+from w2v_ray.audio.windows import Window, cut_windows, window_samples
 from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError
 from w2v_ray.heads import Head
 from w2v_ray.models.packed import PackedOutput
@@ -114,6 +114,9 @@ class Encode:
         self._hop = stride * FRAME_SHIFT if makes_features else settings.hop_samples
         # Mel features are scaled by their variance over time, which one frame alone has not.
         self._shortest = FRAME_LENGTH + FRAME_SHIFT if makes_features else settings.receptive_samples
+        # An adapter may need several frames for one of its own.
+        while not encoder.num_frames(self._num_inputs(self._shortest) // stride):
+            self._shortest += self._hop
         self._last_hop = self._hop
         if settings.add_adapter:
             self._last_hop *= settings.adapter_stride**settings.num_adapter_layers
@@ -157,9 +160,6 @@ class Encode:
             if len(waves[row]) == 0:  # segment_audio found nobody speaking in it
                 results[row] = [None] * len(self._heads.heads)
                 del waves[row]
-            elif len(waves[row]) < self._shortest:
-                errors[row] = error_value("encode", too_short(waves[row], self._shortest))
-                del waves[row]
         languages = languages_of(table)
         groups: dict[str | None, list[int]] = {}
         for row in waves:
@@ -198,6 +198,12 @@ class Encode:
         while todo:
             count = self._num_next([len(waves[row]) for row in todo])
             rows, todo = todo[:count], todo[count:]
+            # Here, as they have a place in a padded batch of the reference, whose other rows stay the same.
+            for row in [row for row in rows if len(waves[row]) < self._shortest]:
+                yield row, too_short(waves[row], self._shortest)
+                rows.remove(row)
+            if not rows:
+                continue
             if self._before is not None:
                 self._before(rows)
             ahead = todo[: self._num_next([len(waves[row]) for row in todo])]
@@ -342,9 +348,12 @@ class Encode:
         """What the encoder gives for a segment whose windows are computed one after another and joined."""
         kept: list[PackedOutput] = []
         whole = self._input(wave) if self._config.normalize == "segment" else None
-        for window in cut_windows(len(wave), length, left, right):
-            if window.end - window.start < self._shortest:
-                continue  # less than a frame, which the window before it has heard
+        windows = list(cut_windows(len(wave), length, left, right))
+        if windows[-1].end - windows[-1].start < self._shortest and len(windows) > 1:
+            # Less than a frame, so the window before it goes on to the end.
+            before, last = windows[-2:]
+            windows[-2:] = [Window(before.start, last.end, before.left, 0)]
+        for window in windows:
             if whole is None:
                 piece = self._input(wave[window.start : window.end])
             elif self._input_name == "input_values":
