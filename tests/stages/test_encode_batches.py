@@ -175,6 +175,116 @@ def test_padded_batches_have_the_numbers_of_transformers(
     assert (encode.stats["padded_s"] > 0) == (size == 3)
 
 
+@pytest.mark.parametrize(
+    ("family", "masked", "changes"),
+    [
+        ("group", False, {}),
+        ("group", True, {}),
+        ("layer", True, {}),
+        ("layer", True, {"use_weighted_layer_sum": True}),
+        ("layer", True, {"tdnn_kernel": [3, 3, 2, 1, 1], "tdnn_dilation": [1, 4, 2, 1, 1]}),
+        ("adapter", True, {}),
+        ("adapter", True, {"use_weighted_layer_sum": True}),
+        ("bert", True, {}),
+        ("bert-adapter", True, {}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:std:UserWarning")  # of transformers, where it pools none
+@torch.no_grad()
+def test_speakers_of_padded_batches_have_the_numbers_of_transformers(
+    tmp_path: Path, family: str, masked: bool, changes: dict[str, Any]
+) -> None:
+    """There a row pools some frames of padding: the lengths that it counts leave dilations out."""
+    import transformers
+
+    folder = checkpoint(tmp_path / "model", family, "embed", masked=masked, **changes)
+    theirs = transformers.AutoModelForAudioXVector.from_pretrained(folder).eval()
+    extract = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    waves = [
+        sound(n, seed) for seed, n in enumerate((9_000, 16_000, 5_000, 20_000, 4_000, 7_000, 700, 18_000))
+    ]
+    head = Head(task="embed", model=str(folder), pooling="xvector", size=12)
+    table = stage((head,), reference_batch=4)(table_of(waves))
+    expected: list[np.ndarray] = []
+    pooled: list[int] = []
+    for begin in (0, 4):
+        inputs = extract(waves[begin : begin + 4], sampling_rate=16_000, padding=True, return_tensors="pt")
+        expected += list(torch.nn.functional.normalize(theirs(**inputs).embeddings, dim=-1).numpy())
+        counts = [99] * 4
+        if "attention_mask" in inputs:
+            lengths = theirs._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1))
+            counts = theirs._get_tdnn_output_lengths(lengths).tolist()
+        pooled += counts
+    errors = table["error"].to_pylist()
+    for ours, wanted, error, count in zip(values_of(table, head), expected, errors, pooled, strict=True):
+        if count < 2:  # there the deviation of one frame, or a count from the end
+            assert error["error_class"] == "TooShortError"
+        else:
+            assert error is None
+            assert_near(ours, wanted, head)
+    assert (min(pooled) < 2) == masked
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("adapter", {"adapter_kernel_size": 5}),
+        ("adapter", {"adapter_kernel_size": 4, "num_adapter_layers": 3}),
+        ("bert-adapter", {"adapter_kernel_size": 5}),
+        ("bert-adapter", {"adapter_kernel_size": 7, "num_adapter_layers": 2}),
+    ],
+)
+@torch.no_grad()
+def test_an_adapter_that_is_wider_than_a_segment(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    """Of every length up to some frames of the adapter's own; a padded batch has place for the short ones."""
+    import transformers
+
+    options = {"num_adapter_layers": 1} | changes
+    transcribe, xvector = heads_of(tmp_path, family, **options)
+    folder = transcribe.model
+    pooled = Head(task="embed", model=folder, pooling="mean", size=32)
+    lengths = [*(560 + 320 * extra for extra in range(17)), 16_000]
+    table = table_of(waves := [sound(length, seed) for seed, length in enumerate(lengths)])
+    shortest = None
+    for heads in ((pooled,), (transcribe, xvector)):
+        found = stage(heads, max_batch_seconds=1e6)(table)
+        errors = found["error"].to_pylist()
+        for row, wave in enumerate(waves):
+            try:
+                expected = alone(heads[0], wave)
+            except RuntimeError:  # torch's own, of a kernel
+                assert errors[row]["error_class"] == "TooShortError"
+                assert f"has {len(wave)} samples, the encoder needs " in errors[row]["message"]
+                shortest = int(errors[row]["message"].split("needs ")[1].split(" ")[0])
+                assert len(wave) < shortest
+            else:
+                assert errors[row] is None
+                assert_near(values_of(found, heads[0])[row], expected, heads[0])
+    assert shortest is not None
+    theirs = transformers.AutoModelForCTC.from_pretrained(folder).eval()
+    extract = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    places = [17, 0, 1, 16, 15, 2, 3, 14]
+    encode = stage((transcribe,), reference_batch=4)
+    padded = encode(table_of([waves[row] for row in places]))
+    for place, (ours, error) in enumerate(
+        zip(values_of(padded, transcribe), padded["error"].to_pylist(), strict=True)
+    ):
+        if place % 4 == 0:
+            batch = [waves[row] for row in places[place : place + 4]]
+            logits = theirs(**extract(batch, sampling_rate=16_000, padding=True, return_tensors="pt")).logits
+        if lengths[places[place]] < shortest:
+            assert error["error_class"] == "TooShortError"
+        else:
+            assert error is None
+            assert ours is not None
+            assert len(ours) == len(alone(transcribe, waves[places[place]]))
+            assert_near(ours, logits[place % 4, : len(ours)].log_softmax(-1).numpy(), transcribe)
+    message = f"the segment has 560 samples, the encoder needs {shortest} for one frame; nothing can be "
+    assert padded["error"].to_pylist()[1]["message"] == message + "recognised in so short a sound"
+
+
 @pytest.mark.parametrize("other", [{"dtype": "int8"}, {"chunk_length_s": 20.0}, {"deterministic": True}])
 def test_padded_batches_are_of_whole_segments(other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="reference_batch is 8, which has the numbers of padded batches"):

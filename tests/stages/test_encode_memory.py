@@ -242,6 +242,139 @@ def test_a_failure_is_not_blamed_on_what_was_made_ready_for_the_next_batch(
     ]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        MemoryError(),
+    ],
+)
+def test_every_way_in_which_memory_ends_is_seen(
+    tiny_checkpoint: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = stage(tiny_checkpoint)
+    table = table_of([sound(length, seed) for seed, length in enumerate(LENGTHS)])
+    expected = encode(table)
+    computed = EncoderHeads.encode
+
+    def encode_some(self: EncoderHeads, inputs: Any) -> Any:
+        if len(inputs) > 2:
+            raise error
+        return computed(self, inputs)
+
+    monkeypatch.setattr(EncoderHeads, "encode", encode_some)
+    found = encode(table)
+    assert found["error"].null_count == len(LENGTHS)
+    assert encode.stats["budget_s"] < 2
+    head = Head(task="transcribe", model=str(tiny_checkpoint))
+    for ours, wanted in zip(values_of(found, head), values_of(expected, head), strict=True):
+        assert wanted is not None
+        assert_near(ours, wanted, head)
+
+
+@pytest.mark.parametrize("family", ["group", "bert"])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(MESSAGE), ValueError("nobody can hear this")])
+def test_rows_of_a_padded_batch_that_fails_have_its_numbers_all_the_same(
+    tmp_path: Path, family: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = Head(task="transcribe", model=str(checkpoint(tmp_path / "model", family, "transcribe")))
+    encode = Encode(EncodeConfig(heads=(head,), num_threads=1, reference_batch=3))
+    table = table_of(
+        [sound(length, seed) for seed, length in enumerate((9_000, 3_000, 16_000, 5_000, 7_000))]
+    )
+    expected = values_of(encode(table), head)
+    shorter = values_of(encode(table_of([sound(3_000, 1)])), head)[0]
+    computed = EncoderHeads.encode_padded
+
+    def encode_some(self: EncoderHeads, values: torch.Tensor, mask: torch.Tensor | None) -> Any:
+        if len(values) > 1:
+            raise error
+        return computed(self, values, mask)
+
+    monkeypatch.setattr(EncoderHeads, "encode_padded", encode_some)
+    found = encode(table)
+    assert found["error"].null_count == len(found)
+    for ours, wanted in zip(values_of(found, head), expected, strict=True):
+        assert wanted is not None
+        assert_near(ours, wanted, head)
+    if family == "group":  # of which padding changes the numbers
+        assert expected[1] is not None
+        assert shorter is not None
+        assert len(expected[1]) > len(shorter)
+
+
+LIMITED = """
+import os, resource, sys
+import torch
+from tests.encoder_cases import sound, table_of
+from w2v_ray.stages.encode import Encode
+from w2v_ray.stages.encode_config import EncodeConfig
+
+
+def limit(bytes):
+    taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    most = resource.RLIM_INFINITY if bytes is None else taken + bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+
+def run(encode):
+    found = encode(table)
+    assert found["error"].null_count == len(found), found["error"].to_pylist()
+    return found["log_probs"].to_pylist()
+
+
+def near(rows):
+    numbers = (torch.frombuffer(bytearray(b"".join(r)), dtype=torch.float16) for r in (rows, expected))
+    torch.testing.assert_close(*numbers, atol=0.02, rtol=0)
+
+
+table = table_of([sound(160_000 + 7 * seed, seed) for seed in range(8)])
+make = lambda: Encode(EncodeConfig(model=sys.argv[1], num_threads=1, max_batch_seconds=1000.0))
+expected = run(make())
+
+# A smaller limit each time, up to one in which the shard does not fit at once.
+megabytes, encode = 400.0, make()
+while encode.stats["budget_s"] == 1000.0:
+    limit(int(megabytes * 2**20))
+    rows = run(encode)
+    limit(None)
+    megabytes /= 1.2
+print(encode.stats["budget_s"])
+near(rows)
+
+# A thread in which there was no memory for a kernel.
+weights = torch.ops.mkldnn._reorder_linear_weight(torch.ones(64, 64))
+inputs = [torch.ones(count, 64) for count in range(1, 300)]
+multiply = lambda one: torch.ops.mkldnn._linear_pointwise(one, weights, None, "none", [], "none")
+try:
+    limit(0)
+    for one in inputs:
+        multiply(one)
+except RuntimeError as error:
+    print(error)
+limit(None)
+near(run(make()))
+"""
+
+
+@pytest.mark.slow
+def test_a_shard_that_does_not_fit_is_done_in_smaller_batches(tmp_path: Path) -> None:
+    """Of real memory, bounded for the process; a batch takes 130 MB of it in one piece."""
+    folder = checkpoint(tmp_path / "model", "group", "transcribe", intermediate_size=8192)
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stderr
+    budget_s, error = result.stdout.splitlines()
+    assert float(budget_s) < 100
+    assert error == "could not create a primitive"
+
+
 def test_a_device_that_fails_in_a_window_ends_the_worker(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,9 +33,11 @@ __all__ = [
 ]
 
 
-def adapter_frames(config: Wav2Vec2BertConfig, lengths: torch.Tensor) -> torch.Tensor:
-    """How many frames one layer of the adapter makes of so many, 0 of none."""
-    padded = lengths + 2 * (config.adapter_stride // 2)
+def adapter_frames(
+    config: Wav2Vec2BertConfig, lengths: torch.Tensor, *, padding: int | None = None
+) -> torch.Tensor:
+    """How many frames one layer of the adapter makes of so many, 0 of none; None: with its own padding."""
+    padded = lengths + 2 * (config.adapter_stride // 2 if padding is None else padding)
     frames = torch.div(padded - config.adapter_kernel_size, config.adapter_stride, rounding_mode="floor") + 1
     return torch.where(lengths > 0, frames.clamp(min=0), 0)
 
@@ -300,7 +302,9 @@ class ConformerAdapter(nn.Module):
                 continue
             shortened_BL = None
             if lengths is not None:
-                lengths = adapter_frames(self.config, lengths)
+                # transformers counts with another padding than its convolutions have.
+                counted = self.config.adapter_kernel_size // 2 if self.over_padding else None
+                lengths = adapter_frames(self.config, lengths, padding=counted)
                 out = adapter_frames(self.config, torch.tensor(x_BLE.shape[1]))
                 shortened_BL = valid_frames(lengths, int(out))
             x_BLE = layer(x_BLE, valid_BL, shortened_BL)

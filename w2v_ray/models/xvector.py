@@ -28,6 +28,7 @@ class TDNNLayer(nn.Module):
         width = config.tdnn_dim[max(index - 1, 0)]
         self.dilation: int = config.tdnn_dilation[index]
         self.reach: int = (kernel_size - 1) * self.dilation  # frames that are fewer afterwards
+        self.skipped: int = self.reach - (kernel_size - 1)  # frames between those that it sees
         self.kernel = nn.Linear(width * kernel_size, config.tdnn_dim[index])
 
     def forward(self, x_BLE: torch.Tensor) -> torch.Tensor:
@@ -46,6 +47,7 @@ class _XVector(ModelWithHead):
         layers = [TDNNLayer(config, i) for i in range(len(config.tdnn_dim))]
         self.tdnn = nn.ModuleList(layers)
         self.reach = sum(layer.reach for layer in layers)
+        self.skipped = sum(layer.skipped for layer in layers)
         self.feature_extractor = nn.Linear(2 * config.tdnn_dim[-1], config.xvector_output_dim)
         self.classifier = nn.Linear(config.xvector_output_dim, config.xvector_output_dim)
         self.objective = AMSoftmaxLoss(config.xvector_output_dim, config.num_labels)

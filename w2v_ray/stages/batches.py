@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["Budget", "attention_seconds", "choose_budget"]
+import numpy as np
+import torch
+
+from w2v_ray.schema import SAMPLE_RATE_HZ
+
+__all__ = ["Budget", "attention_seconds", "choose_budget", "tried_budget"]
 
 _ENOUGH_GAIN = 1.03  # of speed, for twice the memory
 _FIRST_S, _MOST_S = 15.0, 960.0
+_TRIAL_S = 15.0  # of the items of a trial
+_MEMORY_SHARE = 0.8  # of what is free on a GPU
 
 
 class Budget:
@@ -74,3 +83,28 @@ def choose_budget(measure: Callable[[float], tuple[float, float]], *, most_bytes
             break
         seconds *= 2
     return budget or _FIRST_S
+
+
+def tried_budget(encode: Callable[[Sequence[np.ndarray]], Any], device: torch.device) -> float:
+    """The seconds of audio of a batch for a GPU, found by encoding noise on it."""
+    generator = np.random.default_rng(0)
+
+    def measure(seconds: float) -> tuple[float, float]:
+        piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
+        waves = [piece] * max(1, round(seconds / _TRIAL_S))
+        took_s = []
+        before = torch.cuda.memory_allocated(device)
+        for _ in range(2):  # the first time, kernels are loaded
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            began = time.perf_counter()
+            try:
+                encode(waves)
+            except torch.OutOfMemoryError:  # another worker on this device has taken what was free
+                return math.inf, math.inf
+            torch.cuda.synchronize(device)
+            took_s.append(time.perf_counter() - began)
+        return took_s[-1], torch.cuda.max_memory_allocated(device) - before
+
+    torch.cuda.empty_cache()  # of what loading took
+    return choose_budget(measure, most_bytes=_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])

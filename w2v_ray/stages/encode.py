@@ -10,10 +10,9 @@ A batch that fails otherwise is tried again one segment at a time, so that one b
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ import pyarrow as pa
 import torch
 
 from w2v_ray.audio.fbank import FRAME_LENGTH, FRAME_SHIFT
-from w2v_ray.audio.windows import cut_windows, window_samples
+from w2v_ray.audio.windows import Window, cut_windows, window_samples
 from w2v_ray.encoder_config import float_dtype
-from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError, TooShortError
-from w2v_ray.models.config import Wav2Vec2Config
+from w2v_ray.errors import ConfigError, EncodeError, ItemError, LanguageError
 from w2v_ray.models.packed import PackedOutput
 from w2v_ray.models.products import has_fast_int8
 from w2v_ray.processors import AutoFeatureExtractor
@@ -33,8 +31,9 @@ from w2v_ray.schema import (
     SAMPLE_RATE_HZ,
     error_value,
 )
-from w2v_ray.stages.batches import Budget, attention_seconds, choose_budget
+from w2v_ray.stages.batches import Budget, attention_seconds, tried_budget
 from w2v_ray.stages.encode_config import EncodeConfig
+from w2v_ray.stages.encode_failures import encode_error, is_out_of_memory, needs_thread, too_short
 from w2v_ray.stages.encoded_columns import columns_of
 from w2v_ray.stages.encoder_heads import EncoderHeads, TopTokens
 from w2v_ray.stages.take_language import languages_of
@@ -44,8 +43,6 @@ __all__ = ["Encode"]
 logger = logging.getLogger(__name__)
 
 _CPU_BUDGET_S = 16.0  # of which a product's rows are enough to be fast, and still fit the cache
-_TRIAL_S = 15.0  # of the items of the warm-up
-_MEMORY_SHARE = 0.8  # of what is free on a GPU
 _LONGEST_S = 300.0  # that is computed whole, where nothing is said
 _WINDOW_S = 60.0
 _LEAST_WINDOW_S = 5.0  # less hears too little to both sides
@@ -82,6 +79,7 @@ class Encode:
         self._is_cuda = self._device.type == "cuda"
         self._ahead: list[np.ndarray] = []
         self._ready: dict[int, torch.Tensor] = {}
+        self._thread: ThreadPoolExecutor | None = None  # None: that of who calls
         if self._device.type == "cpu":
             # oneDNN keeps a kernel for each of the last 1,024 shapes, and every segment has its own: 100 to
             # 500 MB that are of no use. These are enough for the layers of one batch, which are alike. Read
@@ -112,17 +110,17 @@ class Encode:
         self._input_name = encoder.main_input_name
         self._dtype = getattr(torch, dtype)
         settings = encoder.config
-        # Mel features are scaled by their variance over time, which one frame alone has not.
-        self._shortest = (
-            settings.receptive_samples if isinstance(settings, Wav2Vec2Config) else FRAME_LENGTH + FRAME_SHIFT
-        )
         # Where features are much work, they are made where the model is.
         makes_features = self._input_name == "input_features"
         self._on_device: dict[str, Any] = {"device": self._device} if makes_features else {}
-        self._count_steps: Callable[[int], int] = self._extract.num_steps if makes_features else int
-        self._hop = (
-            getattr(self._extract, "stride", 1) * FRAME_SHIFT if makes_features else settings.hop_samples
-        )
+        self._count_steps: Callable[[int], int] = getattr(self._extract, "num_steps", int)
+        stride = getattr(self._extract, "stride", 1)
+        self._hop = stride * FRAME_SHIFT if makes_features else settings.hop_samples
+        # Mel features are scaled by their variance over time, which one frame alone has not.
+        self._shortest = FRAME_LENGTH + FRAME_SHIFT if makes_features else settings.receptive_samples
+        # An adapter may need several frames for one of its own.
+        while not encoder.num_frames(self._num_inputs(self._shortest) // stride):
+            self._shortest += self._hop
         self._last_hop = self._hop
         if settings.add_adapter:
             self._last_hop *= settings.adapter_stride**settings.num_adapter_layers
@@ -137,7 +135,12 @@ class Encode:
                     f"chunk_length_s is {config.chunk_length_s}, expected at least the "
                     f"{self._shortest / SAMPLE_RATE_HZ} s of one frame; try 20"
                 )
-        budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
+        budget_s = config.max_batch_seconds or _CPU_BUDGET_S
+        if config.max_batch_seconds is None and self._is_cuda and not is_padded:
+            # With the heads: the scores of a large vocabulary are as large as a layer.
+            budget_s = tried_budget(
+                lambda waves: self._heads(self._heads.encode(list(map(self._input, waves)))), self._device
+            )
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
         self.stats: dict[str, float] = {
             "batches": 0,
@@ -150,9 +153,7 @@ class Encode:
         """The kernel that was chosen, and why."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        if self._num_threads is not None:
-            # Here and not in the constructor: it holds for the calling thread, and Ray calls from another.
-            torch.set_num_threads(self._num_threads)
+        self._set_threads()
         errors = table.column("error").to_pylist()
         waves: dict[int, np.ndarray] = {}
         results: list[Result | None] = [None] * len(errors)
@@ -163,13 +164,6 @@ class Encode:
             waves[row] = np.frombuffer(buffer, np.float32)
             if len(waves[row]) == 0:  # segment_audio found nobody speaking in it
                 results[row] = [None] * len(self._heads.heads)
-                del waves[row]
-            elif len(waves[row]) < self._shortest:
-                error = TooShortError(
-                    f"the segment has {len(waves[row])} samples, the encoder needs {self._shortest} for one "
-                    "frame; nothing can be recognised in so short a sound"
-                )
-                errors[row] = error_value("encode", error)
                 del waves[row]
         languages = languages_of(table)
         groups: dict[str | None, list[int]] = {}
@@ -189,6 +183,11 @@ class Encode:
                     table = table.append_column(column, array)
         return table.append_column("error", pa.array(errors, ERROR))
 
+    def _set_threads(self) -> None:
+        if self._num_threads is not None:
+            # Not in the constructor: it holds for the calling thread, and Ray calls from another.
+            torch.set_num_threads(self._num_threads)
+
     def _encode_group(
         self, language: str | None, waves: dict[int, np.ndarray]
     ) -> Iterator[tuple[int, Result | ItemError]]:
@@ -204,6 +203,12 @@ class Encode:
         while todo:
             count = self._num_next([len(waves[row]) for row in todo])
             rows, todo = todo[:count], todo[count:]
+            # Here, as they have a place in a padded batch of the reference, whose other rows stay the same.
+            for row in [row for row in rows if len(waves[row]) < self._shortest]:
+                yield row, too_short(waves[row], self._shortest)
+                rows.remove(row)
+            if not rows:
+                continue
             if self._before is not None:
                 self._before(rows)
             ahead = todo[: self._num_next([len(waves[row]) for row in todo])]
@@ -231,29 +236,41 @@ class Encode:
             self._report(audio_s)
 
     def _encode(
-        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None, *, again: bool = False
+        self,
+        waves: Sequence[np.ndarray],
+        window: tuple[int, int, int] | None = None,
+        *,
+        padded: int = 0,
+        again: bool = False,
     ) -> list[Result | ItemError]:
+        """What each of them gives, in windows or padded to so many samples if any are named."""
+        padded = max(padded, *map(len, waves))
         try:
-            return self._forward(waves, window)
+            if self._thread is not None:
+                return self._thread.submit(self._forward, waves, window, padded).result()
+            return self._forward(waves, window, padded)
         except torch.AcceleratorError:
             # After such an error every later call on this device fails too. Only a new process has a
             # working device again, and Ray starts one for an actor whose process has ended.
             logger.exception("the device failed; this worker ends so that a new one can take over")
             os._exit(1)
         except Exception as error:  # one segment must never cost its neighbours
-            memory_ended = _is_out_of_memory(error)
-            failed = _encode_error(waves[0], error)
+            memory_ended, thread_ended = is_out_of_memory(error), needs_thread(error)
+            failed = encode_error(waves[0], error)
         # Outside of the handler, as the error holds on to what took the memory.
         self._ahead, self._ready = [], {}
         if memory_ended and self._is_cuda:
             torch.cuda.empty_cache()
+        if thread_ended:
+            self._thread = ThreadPoolExecutor(1, "encode", self._set_threads)
         if memory_ended and len(waves) == 1 and not again:  # others may have had it, for a moment
-            return self._encode(waves, window, again=True)
+            return self._encode(waves, window, padded=padded, again=True)
         if memory_ended and self._config.reference_batch is None:
             return self._encode_less(waves, window, failed)
         if len(waves) == 1:
             return [failed]
-        return [result for wave in waves for result in self._encode([wave])]
+        # Rows of a padded batch stay as long as they were in it, and so their numbers are the same.
+        return [result for wave in waves for result in self._encode([wave], padded=padded)]
 
     def _encode_less(
         self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, failed: EncodeError
@@ -279,10 +296,10 @@ class Encode:
 
     @torch.inference_mode()
     def _forward(
-        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None = None
+        self, waves: Sequence[np.ndarray], window: tuple[int, int, int] | None, padded: int
     ) -> list[Result | ItemError]:
         if self._config.reference_batch is not None:
-            outputs = self._encode_padded(waves)
+            outputs = self._encode_padded(waves, padded)
         else:
             windows = [window or self._window_for(wave) for wave in waves]
             whole = [wave for wave, cut in zip(waves, windows, strict=True) if cut is None]
@@ -313,21 +330,35 @@ class Encode:
                 except Exception:
                     return
 
-    def _encode_padded(self, waves: Sequence[np.ndarray]) -> list[PackedOutput]:
+    def _encode_padded(self, waves: Sequence[np.ndarray], num_samples: int) -> list[PackedOutput]:
         features = self._extract(
-            list(waves), sampling_rate=SAMPLE_RATE_HZ, padding=True, return_tensors="pt", **self._on_device
+            list(waves),
+            sampling_rate=SAMPLE_RATE_HZ,
+            padding="max_length",
+            max_length=self._num_inputs(num_samples),
+            return_tensors="pt",
+            **self._on_device,
         )
         values = features[self._input_name].to(self._device, self._dtype)
         mask = features.get("attention_mask")
         return self._heads.encode_padded(values, None if mask is None else mask.to(self._device))
 
+    def _num_inputs(self, num_samples: int) -> int:
+        """What the extractor counts of so many samples: they themselves, or frames of mel bins."""
+        if self._input_name == "input_values":
+            return num_samples
+        return 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT
+
     def _encode_windows(self, wave: np.ndarray, length: int, left: int, right: int) -> PackedOutput:
         """What the encoder gives for a segment whose windows are computed one after another and joined."""
         kept: list[PackedOutput] = []
         whole = self._input(wave) if self._config.normalize == "segment" else None
-        for window in cut_windows(len(wave), length, left, right):
-            if window.end - window.start < self._shortest:
-                continue  # less than a frame, which the window before it has heard
+        windows = list(cut_windows(len(wave), length, left, right))
+        if windows[-1].end - windows[-1].start < self._shortest and len(windows) > 1:
+            # Less than a frame, so the window before it goes on to the end.
+            before, rest = windows[-2:]
+            windows[-2:] = [Window(before.start, rest.end, before.left, 0)]
+        for window in windows:
             if whole is None:
                 piece = self._input(wave[window.start : window.end])
             elif self._input_name == "input_values":
@@ -369,47 +400,6 @@ class Encode:
         if self._is_cuda and values.device.type == "cpu":
             values = values.pin_memory()
         return values.to(self._device, non_blocking=True)
-
-    def _found_budget_s(self) -> float:
-        if not self._is_cuda:
-            return _CPU_BUDGET_S
-        generator = np.random.default_rng(0)
-
-        def measure(seconds: float) -> tuple[float, float]:
-            piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
-            waves = [piece] * max(1, round(seconds / _TRIAL_S))
-            took_s = []
-            before = torch.cuda.memory_allocated(self._device)
-            for _ in range(2):  # the first time, kernels are loaded
-                torch.cuda.synchronize(self._device)
-                torch.cuda.reset_peak_memory_stats(self._device)
-                began = time.perf_counter()
-                try:
-                    # With the heads: the scores of a large vocabulary are as large as a layer.
-                    self._heads(self._heads.encode([self._input(wave) for wave in waves]))
-                except torch.OutOfMemoryError:  # another worker on this device has taken what was free
-                    return math.inf, math.inf
-                torch.cuda.synchronize(self._device)
-                took_s.append(time.perf_counter() - began)
-            return took_s[-1], torch.cuda.max_memory_allocated(self._device) - before
-
-        torch.cuda.empty_cache()  # of what loading took
-        most = _MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
-        return choose_budget(measure, most_bytes=most)
-
-
-def _encode_error(wave: np.ndarray, error: Exception) -> EncodeError:
-    seconds = len(wave) / SAMPLE_RATE_HZ
-    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    if not isinstance(error, RuntimeError | MemoryError):
-        reason = f"{type(error).__name__}: {reason}"
-    return EncodeError(f"the encoder failed on a segment of {seconds:.1f} s: {reason}")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of the CPU's allocator
 
 
 def _buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:

@@ -63,6 +63,14 @@ _CLASSES: dict[str, type[AutoModel]] = {
 _NOT_FINITE = "the encoder gave numbers that are not finite; try dtype float32"
 
 
+@dataclass(frozen=True, slots=True)
+class _PaddedOutput(PackedOutput):
+    """What an encoder gives for a row of a padded batch."""
+
+    padded: PackedOutput
+    """The same with the frames of padding that the reference's head for speakers hears besides."""
+
+
 class EncoderHeads:
     """The models of several heads, whose encoder is loaded into memory once.
 
@@ -173,8 +181,14 @@ class EncoderHeads:
             return [PackedOutput(last[row], tuple(x[row] for x in layers)) for row in range(len(values))]
         counts = self.encoder.num_frames(mask.sum(-1)).tolist()
         inner = self.encoder.num_frames(mask.sum(-1), add_adapter=False).tolist()
+        # What is pooled there is counted as if no layer left frames out, and after an adapter in any case.
+        heard = [count + getattr(self._models.get("embed"), "skipped", 0) for count in counts]
         return [
-            PackedOutput(last[row, : counts[row]], tuple(x[row, : inner[row]] for x in layers))
+            _PaddedOutput(
+                last[row, : counts[row]],
+                tuple(x[row, : inner[row]] for x in layers),
+                padded=PackedOutput(last[row, : heard[row]], tuple(x[row, : heard[row]] for x in layers)),
+            )
             for row in range(len(values))
         ]
 
@@ -215,6 +229,7 @@ class EncoderHeads:
         elif head.task == "classify":
             yield from _checked([_activated(_apply(model, output).logits[0], head) for output in outputs])
         else:
+            outputs = [one.padded if isinstance(one, _PaddedOutput) else one for one in outputs]
             units = [
                 torch.nn.functional.normalize(_apply(model, output).embeddings[0].float(), dim=-1)
                 for output in outputs
