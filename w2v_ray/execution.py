@@ -304,7 +304,7 @@ def running_ray() -> Iterator[None]:
         ConfigError: It is reached through Ray Client.
     """
     if ray.is_initialized():
-        if client.is_connected():
+        if client.is_connected():  # type: ignore[no-untyped-call]
             check_ray_address("ray://")
         warn_of_open_cluster()
         yield
