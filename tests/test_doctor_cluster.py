@@ -54,5 +54,17 @@ def test_ray_is_told_of_and_not_started(tmp_path: Path, monkeypatch: pytest.Monk
     (found,) = check_ray(None)
     assert (found.level, found.fix) == ("note", "check it with --address auto")
     assert "10.0.0.1:6379" in found.text
+    (found,) = check_ray("head:6379")
+    assert (found.level, found.text.partition("; ")[2]) == ("ok", "jobs join the cluster at head:6379")
+
+
+def test_a_ray_client_can_be_asked_but_runs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (found,) = check_ray("ray://head:10001")
-    assert "ray://head:10001" in found.text
+    assert found.level == "note"
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    (found,) = check_ray("ray://head:10001")
+    assert found.level == "problem"
+    assert "no job runs through Ray Client, as ray://head:10001 asks for" in found.text
+    assert found.fix is not None
+    assert "w2v-ray submit" in found.fix

@@ -9,11 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests import three_machines
 from tests.faults import slow_driver
 from tests.made_outputs import rows_of, without_places, write_speech
 from w2v_ray import JobConfig, run
@@ -25,11 +25,12 @@ NAMES = [f"recording-{index:02}" for index in range(60)]  # 12 shards
 class Machines:
     """The program that has the cluster, and the environment of drivers that are to find it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, program: str, *arguments: str) -> None:
         self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         self.environment["RAY_TMPDIR"] = folder
         self._process = subprocess.Popen(
-            [sys.executable, three_machines.__file__],
+            [sys.executable, "-m", f"tests.{program}", *arguments],
+            cwd=Path(__file__).parents[1],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -53,13 +54,21 @@ class Machines:
         return line.strip()
 
 
+@contextmanager
+def cluster_of(program: str, *arguments: str) -> Iterator[Machines]:
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short name
+    cluster = Machines(folder, program, *arguments)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
 def machines() -> Iterator[Machines]:
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short name
-    cluster = Machines(folder)
-    yield cluster
-    cluster.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with cluster_of("three_machines") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +86,14 @@ def clean(ray_session: None, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     return folder
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[bytes], *, seconds: float = 200) -> None:
+def until(
+    condition: Callable[[], object], process: subprocess.Popen[bytes] | None = None, *, seconds: float = 200
+) -> None:
+    """Waits for what is to become of the job, or of the cluster after it."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"the job ended too early: {process.communicate()[1]!r}"
+        if process is not None:
+            assert process.poll() is None, f"the job ended too early: {process.communicate()[1]!r}"
         assert time.monotonic() < deadline, "nothing came of it in time"
         time.sleep(0.1)
 
@@ -171,3 +184,27 @@ def test_encoders_share_gpus_of_the_type_that_is_asked_for(
     (tmp_path / "more").touch()
     said = check_clean(driver, output, clean)
     assert "has no machine with a GPU of type L4 yet" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cluster", "options"),
+    [(("2", "2", "L4"), "--device cuda --max-encoders 2"), (("3", "2"), "--device cpu --max-encoders 3")],
+    ids=["gpus", "cpus"],
+)
+def test_an_autoscaler_adds_machines_for_a_job_and_takes_them_away(
+    cluster: tuple[str, ...], options: str, clean: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Ray's own, with a head that runs no work and no machine at first; an encoder comes with each."""
+    output = tmp_path / "out"
+    with cluster_of("autoscaled_machines", *cluster) as machines:
+        assert machines.tell("") == []
+        driver = start(machines, clean, tiny_checkpoint, output, options, SLOW_ON_CPU="1")
+        most = int(cluster[0])
+        until(
+            lambda: [one.count("EncodeShard") for one in machines.tell("")] == [1] * most, driver, seconds=400
+        )
+        (tmp_path / "more").touch()
+        said = check_clean(driver, output, clean)
+        assert f"has no machine with {'a GPU' if cluster[2:] else 'CPUs for work'} yet" in said
+        until(lambda: machines.tell("") == [])

@@ -358,10 +358,25 @@ def test_pools_follow_the_machines_that_are_there() -> None:
     assert pools_of(machines(64, 2), gpus_per_encoder=0.3).num_encoders == 6
     with pytest.raises(ConfigError, match=r"2 GPUs, with room for 4 at gpus_per_encoder 0\.5"):
         pools_of(machines(64, 2), gpus_per_encoder=0.5, num_encoders=5)
-    assert pools_of(machines(16, 2), max_encoders=8).growth == 4.0
+    grows = pools_of(machines(16, 2), max_encoders=8)
+    assert (grows.growth, grows.encoders(100), grows.decoders()) == (4.0, (2, 8), (2, 8))
     assert pools_of(machines(16, 2), max_encoders=1).growth == 1.0  # more are there already
     with pytest.raises(ConfigError, match="no L4 GPU"):
         pools_of(machines(16), accelerator_type="L4")
+
+
+@pytest.mark.parametrize("node_cpus", [1, 2, 8, 64])
+def test_an_encoder_on_cpus_asks_for_a_machine_where_more_may_come(node_cpus: int) -> None:
+    pools = pools_of(machines(node_cpus), max_encoders=4)
+    assert (pools.num_encoders, pools.growth) == (1, 4.0)
+    assert pools.encoders(100) == (4, 4)  # asked for at once
+    assert pools.encoders(2) == (2, 2)  # a third would have no shard
+    assert node_cpus / 2 < pools.encoder_cpus < node_cpus  # or an autoscaler would put two on one machine
+    grown = pools.num_decoders * pools.decoder_cpus * pools.growth + pools.num_writers * pools.task_cpus
+    assert node_cpus - pools.encoder_cpus - grown >= pools.task_cpus > 0  # the first machine may have all
+    assert pools.num_readers == max(1, node_cpus // 4) * 4  # no more than feed as many machines
+    two = pools_of(machines(16, num_nodes=2), num_encoders=4, max_encoders=6).encoder_cpus
+    assert two * 2 < 8 < two * 3
 
 
 def test_text_decoders_keep_up_with_encoders() -> None:

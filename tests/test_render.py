@@ -108,6 +108,7 @@ WRONG: list[
     ("rayjob", "spec/shutdownAfterJobFinishes", "true"),
     ("rayjob", "spec/rayClusterSpec/rayVersion", 2.6),
     ("rayjob", "spec/rayClusterSpec/autoscaling", True),
+    ("rayjob", "spec/rayClusterSpec/authOptions/mode", "tokens"),
     ("rayjob", "spec/rayClusterSpec/autoscalerOptions/idleTimeoutSeconds", "60"),
     ("rayjob", "spec/rayClusterSpec/autoscalerOptions/idleTimeout", 60),
     ("rayjob", "spec/rayClusterSpec/autoscalerOptions/version", "v3"),
@@ -166,6 +167,7 @@ def test_a_rayjob_has_a_head_without_work_and_workers_that_begin_at_none() -> No
     spec = manifests("rayjob", job)["RayJob"]["spec"]
     cluster = spec["rayClusterSpec"]
     assert cluster["rayVersion"] == ray.__version__
+    assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     encode, decode = cluster["workerGroupSpecs"]

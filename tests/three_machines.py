@@ -23,16 +23,22 @@ from ray.cluster_utils import Cluster
 STORE_BYTES = 150 * 2**20
 
 
-def workers(node: Node) -> Iterator[str]:
-    """The titles of the actors whose processes the raylet started."""
-    (raylet,) = (each.process.pid for each in node.all_processes["raylet"])
+def children(parent: int) -> Iterator[tuple[int, str]]:
+    """The processes that this one started: the number and the command of each."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            title = (folder / "cmdline").read_text().rstrip("\0")
+            starter = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_text().rstrip("\0")
         except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             continue
-        if parent == raylet and "MapBatches(" in title:
+        if starter == parent:
+            yield int(folder.name), command
+
+
+def workers(raylet: int) -> Iterator[str]:
+    """The titles of the actors whose processes the raylet started."""
+    for _, title in children(raylet):
+        if "MapBatches(" in title:
             yield title.rpartition("MapBatches(")[2].partition(")")[0]
 
 
@@ -51,7 +57,8 @@ def serve() -> None:
             # Nobody says goodbye: the raylet and its workers are gone at once, as when the power fails.
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
         else:
-            answer = " ".join(sorted(workers(nodes[name])))
+            (raylet,) = (each.process.pid for each in nodes[name].all_processes["raylet"])
+            answer = " ".join(sorted(workers(raylet)))
         print(answer, flush=True)
     cluster.shutdown()
 

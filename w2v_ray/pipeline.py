@@ -138,7 +138,7 @@ def build(
             num_cpus=pools.encoder_cpus,
             num_gpus=pools.encoder_gpus,
             **placed,
-            compute=_pool(pools.num_encoders, pools),
+            compute=_pool(*pools.encoders(plan.num_pending)),
             **_ACTOR,
             **_environment(),
         )
@@ -246,7 +246,7 @@ def _finished_and_written(
             fn_constructor_kwargs={"make": partial(ResultStage, results, keep), "name": name, "guard": guard},
             batch_size=None,
             num_cpus=pools.decoder_cpus,
-            compute=_pool(pools.num_decoders, pools),
+            compute=_pool(*pools.decoders()),
             **_ACTOR,
             **_environment(),
         )
@@ -430,11 +430,9 @@ def _task(pools: Pools) -> dict[str, Any]:
     }
 
 
-def _pool(size: int, pools: Pools) -> ActorPoolStrategy:
-    """So many workers, and more in proportion where the pools may grow; Ray starts them when all are busy."""
-    if pools.growth == 1:
-        return ActorPoolStrategy(size=size)
-    return ActorPoolStrategy(min_size=size, max_size=math.ceil(size * pools.growth))
+def _pool(least: int, most: int) -> ActorPoolStrategy:
+    """So many workers; those above the least are started when all are busy."""
+    return ActorPoolStrategy(size=most) if least == most else ActorPoolStrategy(min_size=least, max_size=most)
 
 
 def _environment() -> dict[str, Any]:

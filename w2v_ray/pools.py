@@ -46,6 +46,20 @@ class Pools:
     task_cpus: float
     growth: float = 1.0  # how many times these encoders and decoders there may be once machines have joined
 
+    def encoders(self, num_shards: int) -> tuple[int, int]:
+        """How many encoders a run over so many shards has at least, and at most."""
+        most = math.ceil(self.num_encoders * self.growth)
+        if self.encoder_gpus:
+            return self.num_encoders, most
+        # Ray adds a worker only where CPUs are left once every stage has got its part, which is never where
+        # encoders run on CPUs. So all that there is a shard for are asked for at once, and wait for machines.
+        all_of_them = max(self.num_encoders, min(most, num_shards))
+        return all_of_them, all_of_them
+
+    def decoders(self) -> tuple[int, int]:
+        """How many text decoders a run has at least, and at most."""
+        return self.num_decoders, math.ceil(self.num_decoders * self.growth)
+
     @classmethod
     def for_cluster(cls, job: JobConfig, machines: Machines) -> Pools:
         """Sizes the pools so that readers always have CPUs left, also once a machine is lost.
@@ -82,11 +96,15 @@ class Pools:
         growth = max(1.0, (job.max_encoders or num_encoders) / num_encoders)
         encoder_cpus = share
         if not on_gpu:
-            # One that comes with a machine must not fit on those that have one already.
-            encoder_cpus = node_cpus / 2 if growth > 1 else min(safe_cpus / 2 / num_encoders, node_cpus)
+            encoder_cpus = min(safe_cpus / 2 / num_encoders, node_cpus)
+            if growth > 1:
+                # So much that one more does not fit on a machine, but asks an autoscaler for another.
+                on_each = math.ceil(num_encoders / machines.num_nodes)
+                encoder_cpus = node_cpus * max(0.6 / on_each, 1.05 / (on_each + 1))
         pools = cls(
             # Encoders on CPUs use all of them; a reader feeds what four cores encode with the smallest model.
-            num_readers=None if on_gpu or job.max_encoders else max(1, int(cpus // 4)),
+            # Without a bound Ray asks an autoscaler for machines to read on, before it knows their speed.
+            num_readers=None if on_gpu else math.ceil(max(1, cpus // 4) * growth),
             num_encoders=num_encoders,
             encoder_cpus=encoder_cpus,
             encoder_gpus=job.gpus_per_encoder if on_gpu else 0.0,

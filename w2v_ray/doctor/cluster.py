@@ -29,6 +29,13 @@ def check_ray(address: str | None) -> Iterator[Finding]:
     """Which Ray is here, and which cluster a job would join; Ray is not started."""
     import ray
 
+    if address is not None and address.startswith("ray://"):
+        tell = problem if address == os.environ.get("RAY_ADDRESS") else note  # jobs would take the former
+        text = f"{ray.__version__}; no job runs through Ray Client, as {address} asks for"
+        yield tell(
+            "ray", text, "unset RAY_ADDRESS, and send jobs with w2v-ray submit --address http://HEAD:8265"
+        )
+        return
     if address is not None:
         yield ok("ray", f"{ray.__version__}; jobs join the cluster at {address}")
         return

@@ -92,6 +92,7 @@ def _ray_job_spec(job: JobConfig, options: RenderOptions, ray_version: str) -> d
         "ttlSecondsAfterFinished": _KEPT_S,
         "rayClusterSpec": {
             "rayVersion": ray_version,
+            "authOptions": {"mode": "token"},  # of its own, or every pod could run code with the job's keys
             "enableInTreeAutoscaling": True,
             "autoscalerOptions": {"idleTimeoutSeconds": _IDLE_S},
             "headGroupSpec": {
