@@ -134,6 +134,8 @@ class Encode:
                     f"chunk_length_s is {config.chunk_length_s}, expected at least the "
                     f"{self._shortest / SAMPLE_RATE_HZ} s of one frame; try 20"
                 )
+        self.budget_bytes: float | None = None
+        """What a full batch took of a GPU's memory as it was tried out; None where it was not."""
         budget_s = config.max_batch_seconds or (_CPU_BUDGET_S if is_padded else self._found_budget_s())
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
         self.stats: dict[str, float] = {
@@ -371,6 +373,7 @@ class Encode:
         if not self._is_cuda:
             return _CPU_BUDGET_S
         generator = np.random.default_rng(0)
+        taken: dict[float, float] = {}
 
         def measure(seconds: float) -> tuple[float, float]:
             piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
@@ -388,11 +391,14 @@ class Encode:
                     return math.inf, math.inf
                 torch.cuda.synchronize(self._device)
                 took_s.append(time.perf_counter() - began)
-            return took_s[-1], torch.cuda.max_memory_allocated(self._device) - before
+            taken[seconds] = torch.cuda.max_memory_allocated(self._device) - before
+            return took_s[-1], taken[seconds]
 
         torch.cuda.empty_cache()  # of what loading took
         most = _MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
-        return choose_budget(measure, most_bytes=most)
+        budget_s = choose_budget(measure, most_bytes=most)
+        self.budget_bytes = taken.get(budget_s)
+        return budget_s
 
 
 def _encode_error(wave: np.ndarray, error: Exception) -> EncodeError:
