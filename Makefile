@@ -71,7 +71,7 @@ soak: setup ## ten minutes in which workers are killed every few seconds, and th
 	$(BIN)/python benchmarks/soak.py --minutes 10
 
 bench: setup ## every benchmark but the soak, one after another; each prints one JSON line
-	@for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
+	@for script in $(filter-out benchmarks/soak.py benchmarks/gpu_figures.py,$(wildcard benchmarks/*.py)); do echo "== $$script" >&2; $(BIN)/python "$$script"; done
 
 $(DOCS_STAMP): $(STAMP) pyproject.toml constraints.txt
 	@if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt 'mkdocs-material>=9.8,<10' 'mkdocstrings[python]>=1,<2'; else \

@@ -17,9 +17,10 @@ models is left out. Weights are random, of wav2vec2-base's, wav2vec2-large-lv60'
     python benchmarks/encode.py --sizes base --clips 6 --repeats 1 --dtypes float32
     python benchmarks/encode.py --device cuda                     # bfloat16 on both sides
 
-On a GPU transformers has the best of several attention kernels and batch sizes, found by two runs of each. At
-large size all clips of 10 to 20 s tell which share of the GPU's dense bfloat16 peak is reached, padding and
-what is not a product of matrices or a convolution not counted; at base size an hour of audio is timed.
+On a GPU transformers has the best of several attention kernels and batch sizes, found by two runs of each;
+what does not fit is told. Under "gpu", of each size: milliseconds for a clip and the share of the GPU's dense
+bfloat16 peak on all clips of 10 to 20 s (padding, and what is not a product of matrices or a convolution, not
+counted), seconds for an hour of audio, and the memory of a batch beside what the warm-up found.
 
 Log-probabilities are compared with those of one_by_one in float32 before anything is timed: float32 fails
 beyond 1e-3 and half a step of float16, and of other types the largest difference is told. Rates are seconds
@@ -52,6 +53,7 @@ import pyarrow as pa
 import soundfile
 import torch
 import transformers
+from gpu_figures import measure_gpu  # beside this file
 
 import w2v_ray
 from w2v_ray.demo import CHECKPOINT
@@ -74,8 +76,6 @@ LARGE = {
     "do_stable_layer_norm": True,
     "conv_bias": True,
 }
-# Dense bfloat16, without sparsity, of the maker's data sheets; the first name that fits counts.
-PEAK_TFLOPS = {"NVL": 835.5, "H200": 989.4, "H100 PCIe": 756.5, "H100": 989.4, "A100": 312.0}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -217,11 +217,14 @@ def compare_singles(
 ) -> dict[str, dict[str, float]]:
     """How many times as fast each of ours is on each clip alone: the worst of the clips, and the median."""
     ratios: dict[str, list[float]] = {name: [] for name in ours}
+    clip_ms: dict[str, list[float]] = {name: [] for name in ("theirs", *ours)}
     for wave in waves:
         calls = {"theirs": theirs([wave]), **{name: make([wave]) for name, make in ours.items()}}
         for call in calls.values():
             call()
         taken = take_turns(calls, repeats)
+        for name, taken_s in taken.items():
+            clip_ms[name].append(statistics.median(taken_s) * 1e3)
         for name in ours:
             pairs = zip(taken["theirs"], taken[name], strict=True)
             ratios[name].append(statistics.median(a / b for a, b in pairs))
@@ -230,63 +233,18 @@ def compare_singles(
             "worst": round(min(found), 3),
             "worst_clip_s": round(len(waves[found.index(min(found))]) / SAMPLE_RATE_HZ, 2),
             "median": round(statistics.median(found), 3),
+            "median_clip_ms": round(statistics.median(clip_ms[name]), 2),
+            "their_median_clip_ms": round(statistics.median(clip_ms["theirs"]), 2),
             "more_than_3_percent_slower": sum(ratio < 0.97 for ratio in found),
         }
         for name, found in ratios.items()
     }
 
 
-def count_flops(config: w2v_ray.Wav2Vec2Config, num_samples: int) -> int:
-    """Multiplications and additions of all convolutions and matrix products for one clip without padding."""
-    total, length, width = 0, num_samples, 1
-    for channels, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
-        length = (length - kernel) // stride + 1
-        total += 2 * length * kernel * width * channels
-        width = channels
-    hidden = config.hidden_size
-    group = hidden // config.num_conv_pos_embedding_groups
-    total += 2 * length * hidden * (width + config.num_conv_pos_embeddings * group + config.vocab_size)
-    weights = 4 * hidden * hidden + 2 * hidden * config.intermediate_size
-    scores = 2 * length * hidden  # queries by keys, and probabilities by values
-    return total + config.num_hidden_layers * 2 * length * (weights + scores)
-
-
 def padding_share(waves: Sequence[Array], batch_size: int) -> float:
     lengths = [len(wave) for wave in waves]
     batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
     return round(1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches), 3)
-
-
-def measure_gpu(
-    size: str, folder: Path, encode: Encode, everything: Sequence[Array], args: argparse.Namespace
-) -> dict[str, Any]:
-    """What is told of a GPU alone: the share of its peak at large size, and an hour of audio at base size."""
-
-    def median_s(*shards: Sequence[Array]) -> float:
-        tables = [table_of(shard) for shard in shards]
-        runs = take_turns({"": lambda: [encode(table) for table in tables]}, 1 + args.repeats)[""]
-        return statistics.median(runs[1:])  # the first may have tried kernels, or made room for itself
-
-    if size == "large":
-        waves = [wave for wave in everything if 10 <= len(wave) / SAMPLE_RATE_HZ <= 20]
-        taken_s = median_s(waves)
-        config = w2v_ray.Wav2Vec2Config.from_pretrained(folder)
-        tflops = sum(count_flops(config, len(wave)) for wave in waves) / taken_s / 1e12
-        name = torch.cuda.get_device_name()
-        peak = args.peak_tflops or next((PEAK_TFLOPS[known] for known in PEAK_TFLOPS if known in name), None)
-        return {
-            "clips_of_10_to_20_s": len(waves),
-            "x_real_time_of_these": round(seconds_of(waves) / taken_s, 1),
-            "tflops": round(tflops, 1),
-            "peak_tflops": peak,
-            "share_of_peak": round(tflops / peak, 3) if peak else "not measured: give --peak-tflops",
-        }
-    if size == "base":
-        number = round(3600 / seconds_of(everything) * len(everything))
-        hour = list(itertools.islice(itertools.cycle(everything), number))
-        thirds = [hour[i::3] for i in range(3)]  # a job's shards have twenty minutes
-        return {"s_for_an_hour": round(median_s(*thirds) * 3600 / seconds_of(hour), 2)}
-    return {}
 
 
 def load_encoders(folder: Path, args: argparse.Namespace, refused: dict[str, str]) -> dict[str, Encode]:
@@ -317,11 +275,20 @@ def load_references(folder: Path, args: argparse.Namespace, refused: dict[str, s
     return found
 
 
-def choose_fastest(calls: dict[tuple[str, int], Call]) -> dict[tuple[str, int], float]:
+def choose_fastest(
+    calls: dict[tuple[str, int], Call], refused: dict[str, str]
+) -> dict[tuple[str, int], float]:
     """The seconds of the better of two runs of each, the fastest first; one that is alone need not run."""
     if len(calls) == 1:
         return dict.fromkeys(calls, 0.0)
-    taken = {name: min(seconds(call), seconds(call)) for name, call in calls.items()}
+    taken = {}
+    for name, call in calls.items():
+        try:
+            taken[name] = min(seconds(call), seconds(call))
+        except torch.OutOfMemoryError:
+            refused[f"transformers with {name[0]}, batches of {name[1]}"] = "out of memory"
+    if not taken:
+        raise SystemExit(f"no batch of transformers fits: {refused}; give smaller --batch-sizes")
     return dict(sorted(taken.items(), key=lambda item: item[1]))
 
 
@@ -350,7 +317,7 @@ def measure(
     result: dict[str, Any] = {"padding_share": {}, "chosen": {}}
     for way, order in (("pipeline", waves), ("sorted_loop", sorted(waves, key=len))):
         tried = {(k, n): getattr(references[k], way)(waves, n) for k, n in pairs}
-        taken = choose_fastest(tried)
+        taken = choose_fastest(tried, refused)
         kernel, batch_size = next(iter(taken))
         calls[way] = tried[kernel, batch_size]
         result["chosen"][way] = f"{kernel}, batches of {batch_size}"
@@ -379,7 +346,15 @@ def measure(
     if args.single_repeats and ours:
         result["singles"] = compare_singles(best.one_by_one, ours, waves, args.single_repeats)
     if args.device != "cpu" and "w2v_ray_bfloat16" in encoders:
-        result |= measure_gpu(size, folder, encoders["w2v_ray_bfloat16"], everything, args)
+        encode = encoders["w2v_ray_bfloat16"]
+        result["gpu"] = measure_gpu(
+            folder,
+            encode,
+            everything,
+            table_of=table_of,
+            repeats=args.repeats,
+            peak_tflops=args.peak_tflops,
+        )
     return result
 
 
@@ -413,6 +388,8 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="default: 8, on a GPU 8, 16 and 32")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a GPU not known here")
     args = parser.parse_args()
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"--device is {args.device!r} and torch sees no GPU here; leave it out for the CPU")
     if args.device == "cpu":
         usual = {"clips": 24, "threads": 2, "dtypes": ["float32", "int8"], "reference_dtype": "float32"}
         usual |= {"kernels": ["sdpa"], "batch_sizes": [8]}

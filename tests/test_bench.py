@@ -343,6 +343,16 @@ def test_mistakes_are_told_in_one_sentence(
     assert said in line
 
 
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_timed() -> None:
+    from w2v_ray.errors import ConfigError
+
+    steps: list[str] = []
+    job = JobConfig(inputs=demo.INPUTS, output="x", model=str(demo.CHECKPOINT), device="cuda:63")
+    with pytest.raises(ConfigError, match="device is 'cuda:63' and this machine has"):
+        run_bench(job, on_step=steps.append)
+    assert steps == []
+
+
 def test_audio_that_cannot_be_used_is_told_with_the_reason(tmp_path: Path, tiny_checkpoint: Path) -> None:
     from w2v_ray.errors import InputError
 

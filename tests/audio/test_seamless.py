@@ -203,6 +203,15 @@ def test_one_step_without_scaling_is_the_oracles() -> None:
     assert expected["attention_mask"].tolist() == [[0]]  # half of the step is padding
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_steps_that_count_follow_from_the_length(stride: int) -> None:
+    extract = SeamlessM4TFeatureExtractor(stride=stride)
+    for audio in waves([560, 719, 720, 880, 1_040, 1_200, 1_360, 1_520, 4_001]):
+        mask = extract(audio, sampling_rate=RATE)["attention_mask"]
+        assert extract.num_steps(len(audio)) == mask.sum()
+    assert extract.num_steps(399) == 0
+
+
 def test_read_only_and_whole_numbers_are_taken() -> None:
     extractor = SeamlessM4TFeatureExtractor()
     (wave,) = waves([2000])

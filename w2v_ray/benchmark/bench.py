@@ -84,6 +84,10 @@ def run_bench(
         W2vRayError: The inputs, the model or the language model cannot be used, or no recording can be.
     """
     say = on_step or (lambda text: None)
+    if job.device.startswith("cuda"):  # before anything is read or timed
+        from w2v_ray.benchmark.encoder import encoder_device
+
+        encoder_device(job.device)
     stores.use(job.store_config)
     say("listing the inputs")
     sample = take_sample(job.inputs, seconds=seconds, audio_column=job.audio_column)

@@ -85,9 +85,15 @@ def choose_budget(measure: Callable[[float], tuple[float, float]], *, most_bytes
     return budget or _FIRST_S
 
 
-def tried_budget(encode: Callable[[Sequence[np.ndarray]], Any], device: torch.device) -> float:
-    """The seconds of audio of a batch for a GPU, found by encoding noise on it."""
+def tried_budget(
+    encode: Callable[[Sequence[np.ndarray]], Any], device: torch.device
+) -> tuple[float, float | None]:
+    """The seconds of audio of a batch for a GPU, found by encoding noise on it, and the bytes that it takes.
+
+    The bytes are those beside the weights; None where not even the smallest batch fits.
+    """
     generator = np.random.default_rng(0)
+    taken: dict[float, float] = {}
 
     def measure(seconds: float) -> tuple[float, float]:
         piece = generator.standard_normal(int(_TRIAL_S * SAMPLE_RATE_HZ), dtype=np.float32)
@@ -104,7 +110,9 @@ def tried_budget(encode: Callable[[Sequence[np.ndarray]], Any], device: torch.de
                 return math.inf, math.inf
             torch.cuda.synchronize(device)
             took_s.append(time.perf_counter() - began)
-        return took_s[-1], torch.cuda.max_memory_allocated(device) - before
+        taken[seconds] = torch.cuda.max_memory_allocated(device) - before
+        return took_s[-1], taken[seconds]
 
     torch.cuda.empty_cache()  # of what loading took
-    return choose_budget(measure, most_bytes=_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
+    seconds = choose_budget(measure, most_bytes=_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
+    return seconds, taken.get(seconds)

@@ -135,10 +135,12 @@ class Encode:
                     f"chunk_length_s is {config.chunk_length_s}, expected at least the "
                     f"{self._shortest / SAMPLE_RATE_HZ} s of one frame; try 20"
                 )
+        self.budget_bytes: float | None = None
+        """What a full batch took of a GPU's memory as it was tried out; None where it was not."""
         budget_s = config.max_batch_seconds or _CPU_BUDGET_S
         if config.max_batch_seconds is None and self._is_cuda and not is_padded:
             # With the heads: the scores of a large vocabulary are as large as a layer.
-            budget_s = tried_budget(
+            budget_s, self.budget_bytes = tried_budget(
                 lambda waves: self._heads(self._heads.encode(list(map(self._input, waves)))), self._device
             )
         self._budget = Budget(budget_s, quadratic_s=attention_seconds(settings))
