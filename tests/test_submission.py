@@ -85,5 +85,6 @@ def test_a_job_server_that_asks_for_a_token_or_is_not_there_is_named(
     assert main(["submit", str(job), "--address", job_server]) == 2
     assert f"the job server at {job_server} asks for a token" in capfd.readouterr().err
     address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", job_server)  # what is named counts
     assert main(["submit", str(job), "--address", address]) == 2
     assert f"no job server answers at {address}" in capfd.readouterr().err
