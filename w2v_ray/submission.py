@@ -119,6 +119,11 @@ def _was_taken(client: Any, request: dict[str, Any]) -> bool:
         except RuntimeError as error:
             if request["submission_id"] in {one.submission_id for one in client.list_jobs()}:
                 return False
+            if "status code 413" in str(error):
+                raise ConfigError(
+                    f"working_dir is {request['runtime_env'].get('working_dir')!r}, and a job server takes "
+                    "100 MiB at most; name a folder without audio, or list in its .gitignore what stays here"
+                ) from error
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(2)
