@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_the_exit_code_is_the_jobs(
     assert "gone" in printed.out
 
 
+def test_a_folder_that_is_too_large_to_be_sent_is_named(
+    job_server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    (tmp_path / "audio.raw").write_bytes(os.urandom(110 * 2**20))
+    job = tmp_path / "job.yaml"
+    job.write_text("inputs: [a]\noutput: b\nmodel: c\n")
+    assert main(["submit", str(job), "--address", job_server, "--working-dir", str(tmp_path)]) == 2
+    said = capfd.readouterr().err
+    assert f"working_dir is '{tmp_path}', and a job server takes 100 MiB at most" in said
+
+
 def test_a_job_server_that_asks_for_a_token_or_is_not_there_is_named(
     job_server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,5 +99,6 @@ def test_a_job_server_that_asks_for_a_token_or_is_not_there_is_named(
     assert main(["submit", str(job), "--address", job_server]) == 2
     assert f"the job server at {job_server} asks for a token" in capfd.readouterr().err
     address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", job_server)  # what is named counts
     assert main(["submit", str(job), "--address", address]) == 2
     assert f"no job server answers at {address}" in capfd.readouterr().err

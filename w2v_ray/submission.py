@@ -8,7 +8,8 @@ import os
 import shlex
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from w2v_ray.job_text import label
 __all__ = ["Submission", "submit"]
 
 _END = "END_OF_JOB"
+_SERVER = "RAY_API_SERVER_ADDRESS"
 _START_S = 120.0  # in which a head that has just started takes jobs
 # They tell of every package that is sent.
 _TALKATIVE = (
@@ -122,6 +124,11 @@ def _was_taken(client: Any, request: dict[str, Any]) -> bool:
         except RuntimeError as error:
             if request["submission_id"] in {one.submission_id for one in client.list_jobs()}:
                 return False
+            if "status code 413" in str(error):
+                raise ConfigError(
+                    f"working_dir is {request['runtime_env'].get('working_dir')!r}, and a job server takes "
+                    "100 MiB at most; name a folder without audio, or list in its .gitignore what stays here"
+                ) from error
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(2)
@@ -137,13 +144,14 @@ def _client(address: str | None) -> Any:
     named = next((name for name in _VARIABLES if os.environ.get(name)), None)
     place = address or (f"the address of {named}" if named else "this machine (RAY_ADDRESS is not set)")
     try:
-        try:
-            return JobSubmissionClient(address)
-        except AuthenticationError:
-            # Ray's own client looks for its token only where RAY_AUTH_MODE says so.
-            if (token := _token()) is None:
-                raise
-            return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
+        with _before_the_environment(address):
+            try:
+                return JobSubmissionClient(address)
+            except AuthenticationError:
+                # Ray's own client looks for its token only where RAY_AUTH_MODE says so.
+                if (token := _token()) is None:
+                    raise
+                return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"})
     except AuthenticationError as error:
         raise ConfigError(
             f"the job server at {place} asks for a token, and there is none here that it takes; put that of "
@@ -159,6 +167,21 @@ def _client(address: str | None) -> Any:
         raise ConfigError(
             f"no job server answers at {place}; name one with --address http://HEAD:8265"
         ) from error
+
+
+@contextmanager
+def _before_the_environment(address: str | None) -> Iterator[None]:
+    """Lets an address that was named count, where Ray's client takes RAY_ADDRESS instead if that is set."""
+    before = os.environ.get(_SERVER)
+    if address:
+        os.environ[_SERVER] = address
+    try:
+        yield
+    finally:
+        if address:
+            del os.environ[_SERVER]
+            if before is not None:
+                os.environ[_SERVER] = before
 
 
 def _token() -> str | None:
