@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,8 @@ import pytest
 import ray.data
 import soundfile
 
-from w2v_ray import AlignConfig, ConfigError, JobConfig, OutputError, align, demo, run, schema
+from w2v_ray import AlignConfig, ConfigError, JobConfig, OutputError, RunSummary, align, demo, run, schema
+from w2v_ray.cli import main
 from w2v_ray.plan import status
 
 MODEL = str(demo.CHECKPOINT)
@@ -81,10 +83,39 @@ def test_the_demo_archive_is_aligned(tmp_path: Path) -> None:
         run(JobConfig(inputs=demo.INPUTS, output=str(output), model=MODEL, shard_seconds=30))
 
 
-def test_words_of_two_clips_end_to_end_lie_in_their_clips(tmp_path: Path, shared_data: Path) -> None:
-    """Clips of one spoken word each, whose borders are known: every word is found within 0.1 s of its own."""
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """What one job made of three manifests: pairs of words, right and wrong texts, and what is no text."""
+
+    summary: RunSummary
+    rows: dict[str, dict[str, Any]]
+    rejects: dict[str, dict[str, Any]]
+    spans: dict[str, list[tuple[float, float]]]
+    """Where the words of each pair are."""
+
+
+@pytest.fixture(scope="module")
+def aligned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Aligned:
+    folder = tmp_path_factory.mktemp("aligned")
+    inputs, spans = [right_and_wrong_texts(folder / "texts.jsonl"), no_texts(folder / "none")], {}
+    with suppress(pytest.skip.Exception):  # without real speech there are no pairs
+        pairs, spans = pairs_of_words(folder / "pairs", request.getfixturevalue("shared_data"))
+        inputs.append(pairs)
+    output = folder / "out"
+    summary = run(AlignConfig(inputs=tuple(inputs), output=str(output), model=MODEL, text_key="said"))
+    tables = [rows_of(output, table) for table in ("alignments", "rejects")]
+    rows, rejects = ({str(row["recording_id"]): row for row in table} for table in tables)
+    return Aligned(summary, rows, rejects, spans)
+
+
+def write_manifest(path: Path, lines: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def pairs_of_words(folder: Path, shared_data: Path) -> tuple[str, dict[str, list[tuple[float, float]]]]:
+    """Clips of one spoken word each, whose borders are known, two of them end to end."""
     rng = np.random.default_rng(1)
-    folder = tmp_path / "in"
     folder.mkdir()
     clips: dict[str, list[np.ndarray]] = {}
     for word in ("yes", "stop", "left", "right"):
@@ -94,51 +125,65 @@ def test_words_of_two_clips_end_to_end_lie_in_their_clips(tmp_path: Path, shared
                 file = tar.extractfile(member)
                 assert file is not None
                 clips[word].append(soundfile.read(io.BytesIO(file.read()), dtype="float32")[0])
-    truth = {}
-    with (folder / "manifest.jsonl").open("w") as manifest:
-        for index in range(6):
-            chosen = rng.permutation(sorted(clips))[:2]
-            parts = [clips[word][index] for word in chosen]
-            spans = [speech_span(part) for part in parts]
-            shift = len(parts[0]) / RATE
-            truth[f"{index}"] = [spans[0], (spans[1][0] + shift, spans[1][1] + shift)]
-            soundfile.write(folder / f"{index}.flac", np.concatenate(parts), RATE)
-            entry = {"audio_filepath": f"{index}.flac", "id": f"{index}", "said": " ".join(chosen).upper()}
-            manifest.write(json.dumps(entry) + "\n")
-    output = tmp_path / "out"
-    run(
-        AlignConfig(
-            inputs=(str(folder / "manifest.jsonl"),), output=str(output), model=MODEL, text_key="said"
-        )
-    )
-    for row in rows_of(output):
-        words = row["words"]
-        assert isinstance(words, list)
-        for word, (start, end) in zip(words, truth[str(row["recording_id"])], strict=True):
+    truth, lines = {}, []
+    for index in range(6):
+        chosen = rng.permutation(sorted(clips))[:2]
+        parts = [clips[word][index] for word in chosen]
+        spans = [speech_span(part) for part in parts]
+        shift = len(parts[0]) / RATE
+        truth[f"pair {index}"] = [spans[0], (spans[1][0] + shift, spans[1][1] + shift)]
+        soundfile.write(folder / f"{index}.flac", np.concatenate(parts), RATE)
+        said = " ".join(chosen).upper()
+        lines.append({"audio_filepath": f"{index}.flac", "id": f"pair {index}", "said": said})
+    return write_manifest(folder / "manifest.jsonl", lines), truth
+
+
+def right_and_wrong_texts(path: Path) -> str:
+    """Each recording of the archive with its own text and with that of another, under two names."""
+    entries = [json.loads(line) for line in (demo.ARCHIVE / "manifest.jsonl").read_text().splitlines()]
+    lines = []
+    for index, entry in enumerate(entries):
+        other = next(e["text"] for e in entries[index + 1 :] + entries if e["text"] != entry["text"])
+        file = str(demo.ARCHIVE / entry["audio_filepath"])
+        for kind, text in (("right", entry["text"]), ("wrong", other)):
+            lines.append({"audio_filepath": file, "id": f"{kind} {index}", "said": text})
+    return write_manifest(path, lines)
+
+
+def no_texts(folder: Path) -> str:
+    """One text that can be aligned, an empty one, and what cannot be."""
+    folder.mkdir()
+    good = str(demo.ARCHIVE / "00_0b57a6ed.flac")
+    (folder / "broken.wav").write_bytes(b"nothing that decodes")
+    lines: list[dict[str, object]] = [
+        {"audio_filepath": good, "id": "good", "said": "OFF ON"},
+        {"audio_filepath": good, "id": "empty", "said": ""},
+        {"audio_filepath": good, "id": "no text", "text": "OFF ON"},
+        {"audio_filepath": good, "id": "number", "said": 5},
+        {"audio_filepath": good, "id": "too long", "said": "OFF ON " * 500},
+        {"audio_filepath": "broken.wav", "id": "broken", "said": "OFF"},
+    ]
+    return write_manifest(folder / "list.jsonl", lines)
+
+
+def test_words_of_two_clips_end_to_end_lie_in_their_clips(shared_data: Path, aligned: Aligned) -> None:
+    """Every word is found within 0.1 s of its own."""
+    assert len(aligned.spans) == 6
+    for name, spans in aligned.spans.items():
+        for word, (start, end) in zip(aligned.rows[name]["words"], spans, strict=True):
             assert start - 0.1 <= word["start_s"] < word["end_s"] <= end + 0.1
 
 
-def test_wrong_texts_have_a_higher_loss_than_right_ones(tmp_path: Path) -> None:
-    """Each recording of the archive with its own text and with that of another, under two names."""
-    entries = [json.loads(line) for line in (demo.ARCHIVE / "manifest.jsonl").read_text().splitlines()]
-    listing = tmp_path / "both.jsonl"
-    with listing.open("w") as manifest:
-        for index, entry in enumerate(entries):
-            other = next(e["text"] for e in entries[index + 1 :] + entries if e["text"] != entry["text"])
-            path = str(demo.ARCHIVE / entry["audio_filepath"])
-            for kind, text in (("right", entry["text"]), ("wrong", other)):
-                line = {"audio_filepath": path, "id": f"{kind} {index}", "text": text}
-                manifest.write(json.dumps(line) + "\n")
-    output = tmp_path / "out"
-    run(AlignConfig(inputs=(str(listing),), output=str(output), model=MODEL))
+def test_wrong_texts_have_a_higher_loss_than_right_ones(aligned: Aligned) -> None:
     losses: dict[str, list[float]] = {"right": [], "wrong": []}
-    for row in rows_of(output):
-        losses[str(row["recording_id"]).split()[0]].append(float(str(row["loss_per_label"])))
-    rejects = rows_of(output, "rejects")
-    assert all(str(row["recording_id"]).startswith("wrong") for row in rejects)  # too long for their audio
+    for name, row in aligned.rows.items():
+        if (kind := name.split()[0]) in losses:
+            losses[kind].append(row["loss_per_label"])
+    rejected = [name for name in aligned.rejects if name.split()[0] in losses]
+    assert all(name.startswith("wrong") for name in rejected)  # too long for their audio
     pairs = [(right, wrong) for right in losses["right"] for wrong in losses["wrong"]]
-    assert len(losses["right"]) == len(entries)
-    assert len(losses["wrong"]) + len(rejects) == len(entries)
+    assert len(losses["right"]) == 16
+    assert len(losses["wrong"]) + len(rejected) == 16
     assert np.mean([right < wrong for right, wrong in pairs]) > 0.95
 
 
@@ -169,59 +214,44 @@ def test_a_recording_longer_than_a_shard_is_aligned_as_a_whole(tmp_path: Path) -
         assert start - 0.1 <= word["start_s"] < word["end_s"] <= end + 0.1
 
 
-def test_recordings_without_a_text_or_audio_are_rejected_with_the_reason(tmp_path: Path) -> None:
-    good = str(demo.ARCHIVE / "00_0b57a6ed.flac")
-    (tmp_path / "broken.wav").write_bytes(b"nothing that decodes")
-    lines = [
-        {"audio_filepath": good, "id": "good", "text": "OFF ON"},
-        {"audio_filepath": good, "id": "empty", "text": ""},
-        {"audio_filepath": good, "id": "no text"},
-        {"audio_filepath": good, "id": "number", "text": 5},
-        {"audio_filepath": good, "id": "too long", "text": "OFF ON " * 500},
-        {"audio_filepath": "broken.wav", "id": "broken", "text": "OFF"},
-    ]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    output = tmp_path / "out"
-    job = AlignConfig(inputs=(str(tmp_path / "list.jsonl"),), output=str(output), model=MODEL)
-    summary = run(job)
-    assert (summary.num_rows, summary.num_rejects) == (2, 4)
-    rows = {str(row["recording_id"]): row for row in rows_of(output)}
-    assert [word["word"] for word in rows["good"]["words"]] == ["OFF", "ON"]  # type: ignore[attr-defined]
+def test_recordings_without_a_text_or_audio_are_rejected_with_the_reason(aligned: Aligned) -> None:
+    rows, rejects = aligned.rows, aligned.rejects
+    assert aligned.summary.num_items == len(aligned.spans) + 2 * 16 + 6
+    assert (aligned.summary.num_rows, aligned.summary.num_rejects) == (len(rows), len(rejects))
+    assert len(rows) + len(rejects) == aligned.summary.num_items
+    assert [word["word"] for word in rows["good"]["words"]] == ["OFF", "ON"]
     assert rows["empty"]["words"] == []
     assert rows["empty"]["score"] is rows["empty"]["loss_per_label"] is None
     assert rows["empty"]["ctc_loss"] is not None
-    rejects = {str(row["recording_id"]): row for row in rows_of(output, "rejects")}
-    assert {name: row["error_class"] for name, row in rejects.items()} == {
+    assert {name: row["error_class"] for name, row in rejects.items() if not name.startswith("wrong")} == {
         "no text": "AlignError",
         "number": "AlignError",
         "too long": "AlignError",
         "broken": "DecodeError",
     }
-    assert "no text under 'text'" in str(rejects["no text"]["message"])
+    assert "no text under 'said'" in rejects["no text"]["message"]
     assert rejects["too long"]["segment_id"] is None
     assert rejects["too long"]["planned_s"] == pytest.approx(0.853, abs=1e-3)
 
 
-def test_the_command_aligns_and_says_what_is_wrong(tmp_path: Path) -> None:
-    def command(*more: str) -> subprocess.CompletedProcess[str]:
+def test_the_command_aligns_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*more: str) -> tuple[int, str, str]:
         arguments = ["align", str(demo.ARCHIVE / "manifest.jsonl"), "--output", str(tmp_path / "out")]
-        return subprocess.run(
-            [sys.executable, "-m", "w2v_ray.cli", *arguments, "--model", MODEL, *more],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        code = main([*arguments, "--model", MODEL, *more])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
-    wrong = command("--text-key", "")
-    assert (wrong.returncode, wrong.stderr.startswith("w2v-ray: text_key is ''")) == (2, True)
-    done = command("--json", "--encoder-threads", "1")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["num_rows"] == 16
-    other = command("--text-key", "speaker")
-    assert other.returncode == 2
-    assert "text_key 'text' -> 'speaker'" in other.stderr
-    assert json.loads(command("--json").stdout)["num_shards_before"] == 1
+    code, _, said = command("--text-key", "")
+    assert (code, said.startswith("w2v-ray: text_key is ''")) == (2, True)
+    code, printed, said = command("--json", "--encoder-threads", "1")
+    assert code == 0, said
+    assert json.loads(printed)["num_rows"] == 16
+    code, _, said = command("--text-key", "speaker")
+    assert code == 2
+    assert "text_key 'text' -> 'speaker'" in said
+    assert json.loads(command("--json")[1])["num_shards_before"] == 1
 
 
 def test_settings_of_an_alignment_job_are_checked() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -134,6 +135,60 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
     }
 
 
+# Runs lists of arguments one after another in a process where nothing is loaded yet, and tells of each. What
+# makes an error slow is importing torch and starting Ray; neither may happen for one.
+SEVERAL = """
+import contextlib, io, json, sys, time
+from w2v_ray.cli import main
+for arguments in json.load(sys.stdin):
+    began = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code
+    loaded = ["torch"] if "torch" in sys.modules else []
+    loaded += ["ray"] if "ray" in sys.modules and sys.modules["ray"].is_initialized() else []
+    told = [code, out.getvalue(), err.getvalue(), loaded, time.monotonic() - began]
+    print(json.dumps(told), flush=True)
+"""
+
+
+class Told(NamedTuple):
+    """How a command ended in a process with others, and what it had loaded by then."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    loaded: list[str]
+    seconds: float
+
+
+def several(commands: list[list[str]]) -> list[Told]:
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        input=json.dumps(commands),
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    told = [Told(*json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(told) == len(commands), done.stderr
+    return told
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Told], dict[str, list[str]], Path]:
+    """What is told of all bad arguments, what each must name, and the output that none may begin."""
+    folder = tmp_path_factory.mktemp("bad")
+    cases = bad_arguments(folder)
+    told = several([arguments for arguments, _ in cases.values()])
+    named = {name: texts for name, (_, texts) in cases.items()}
+    return dict(zip(cases, told, strict=True)), named, folder / "out"
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -158,40 +213,31 @@ def bad_arguments(tmp_path: Path) -> dict[str, tuple[list[str], list[str]]]:
         "decode again what was not kept",
     ],
 )
-def test_bad_arguments_give_one_clear_sentence(case: str, tmp_path: Path) -> None:
-    arguments, named = bad_arguments(tmp_path)[case]
-    result = command(*arguments)
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
+def test_bad_arguments_give_one_clear_sentence(
+    case: str, errors: tuple[dict[str, Told], dict[str, list[str]], Path]
+) -> None:
+    told, named, output = errors
+    assert told[case].code == 2, told[case].stderr
+    lines = told[case].stderr.strip().splitlines()
+    assert len(lines) == 1, told[case].stderr
     assert lines[0].startswith("w2v-ray: ")
-    for text in named:
+    for text in named[case]:
         assert text in lines[0]
-    assert not (tmp_path / "out" / "transcripts").exists()
+    assert not (output / "transcripts").exists()
 
 
-def test_errors_come_before_torch_and_ray_are_loaded(tmp_path: Path) -> None:
-    """What makes an error slow is importing torch and starting Ray; neither may happen for one."""
-    script = (
-        "import sys; from w2v_ray.cli import main; code = main(sys.argv[1:]); "
-        "print(code, 'torch' in sys.modules, 'ray' in sys.modules and sys.modules['ray'].is_initialized())"
-    )
-    for name, (arguments, _) in bad_arguments(tmp_path).items():
-        began = time.monotonic()
-        result = subprocess.run(
-            [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60, check=True
-        )
-        assert result.stdout.split() == ["2", "False", "False"], f"{name}: {result.stdout} {result.stderr}"
-        assert time.monotonic() - began < 4 * SECONDS_FOR_AN_ERROR, name  # far above: machines are shared
+def test_errors_come_before_torch_and_ray_are_loaded(
+    errors: tuple[dict[str, Told], dict[str, list[str]], Path],
+) -> None:
+    for name, told in errors[0].items():
+        assert (told.code, told.loaded) == (2, []), f"{name}: {told.stdout} {told.stderr}"
+        assert told.seconds < 4 * SECONDS_FOR_AN_ERROR, name  # far above: machines are shared
 
 
 def test_unknown_options_and_no_command_are_bad_arguments() -> None:
-    for arguments in (
-        [],
-        ["transcribe"],
-        ["transcribe", "a", "--output", "b", "--model", "c", "--dtype", "int3"],
-    ):
-        assert command(*arguments).returncode == 2
+    wrong = [[], ["transcribe"], ["transcribe", "a", "--output", "b", "--model", "c", "--dtype", "int3"]]
+    assert [told.code for told in several(wrong)] == [2, 2, 2]
+    assert command("transcribe").returncode == 2
 
 
 def test_an_option_where_a_job_file_has_settings_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +258,7 @@ def test_whoever_reads_only_the_beginning_of_the_output_is_not_shown_an_error() 
 
 
 def test_help_and_version_are_quick_and_complete() -> None:
-    for arguments in (
+    arguments = (
         ["--help"],
         ["transcribe", "--help"],
         ["demo", "--help"],
@@ -223,21 +269,25 @@ def test_help_and_version_are_quick_and_complete() -> None:
         ["compact", "--help"],
         ["retry-errors", "--help"],
         ["schema", "--help"],
-    ):
-        result = command(*arguments)
-        assert result.returncode == 0
-        assert max(map(len, result.stdout.splitlines())) <= 120
-    assert "--max-reject-rate" in command("transcribe", "--help").stdout
-    assert command("--version").stdout.startswith("w2v-ray ")
+    )
+    told = several([*arguments, ["--version"]])
+    assert [(one.code, one.loaded) for one in told] == [(0, [])] * len(told)
+    *helps, version = [one.stdout for one in told]
+    assert max(len(line) for text in helps for line in text.splitlines()) <= 120
+    assert "--max-reject-rate" in helps[1]
+    assert version.startswith("w2v-ray ")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    result = command("--help")
-    result = command(*transcribe(tmp_path / "absent", tmp_path / "out", "--debug"))
-    assert "Traceback" in result.stderr
+    absent = transcribe(tmp_path / "absent", tmp_path / "out")
+    told = command(*absent)
+    assert (told.returncode, len(told.stderr.splitlines())) == (2, 1)
+    assert "Traceback" in command(*absent, "--debug").stderr
 
 
-def test_json_is_one_line_and_rejects_set_the_exit_code(tmp_path: Path) -> None:
+def test_json_is_one_line_and_rejects_set_the_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = audio_folder(tmp_path)
     (folder / "broken.wav").write_bytes(b"RIFF not really")
     arguments = transcribe(folder, tmp_path / "out", "--json", "--max-reject-rate", "0.1")
@@ -248,12 +298,12 @@ def test_json_is_one_line_and_rejects_set_the_exit_code(tmp_path: Path) -> None:
     assert summary["rejects_by_reason"] == {"DecodeError": 1}
     assert "--max-reject-rate" in result.stderr
 
-    again = command(*arguments)
-    assert again.returncode == 3  # nothing is left to do, and the share is as high as before
-    assert json.loads(again.stdout)["num_rows"] == 0
+    assert main(arguments) == 3  # nothing is left to do, and the share is as high as before
+    assert json.loads(capsys.readouterr().out)["num_rows"] == 0
 
-    status = json.loads(command("status", str(tmp_path / "out"), "--json").stdout)
+    assert main(["status", str(tmp_path / "out"), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
     assert status["num_rejects"] == 1
     assert status["pending_s"] == 0
-    shown = command("status", str(tmp_path / "out")).stdout
-    assert "1 x DecodeError" in shown
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert "1 x DecodeError" in capsys.readouterr().out
