@@ -129,6 +129,15 @@ def test_the_closing_lines_name_what_was_rejected_and_what_was_not_planned(
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_what_no_terminal_shows_is_not_broken_into_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    output = "/folder" * 40
+    console.show_summary(summary(output=output))
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["written", "to", output]
+
+
 def test_a_terminal_that_is_gone_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as stream:  # each write to it fails, as to a terminal that was closed
         monkeypatch.setattr("sys.stderr", stream)

@@ -184,6 +184,9 @@ def test_a_manifest_gives_ranges_ids_durations_and_metadata(tmp_path: Path) -> N
         (0.1, 0.3, 0.2),
         (None, None, None),
     ]
+    (tmp_path / "mixed.jsonl").write_text('{"path": "a.wav", "offset": 1.25, "end": 3}\n')
+    (mixed,) = listed(tmp_path / "mixed.jsonl")
+    assert (mixed.start_s, mixed.end_s, mixed.duration_s, mixed.metadata) == (1.25, 3, 1.75, None)
     assert json.loads(entries[0].metadata or "") == {"text": "höre", "speaker": {"id": 3}}
     assert "höre" in (entries[0].metadata or "")
     last = '{"score": null, "snr": [0.5, null]}'

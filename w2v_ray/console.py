@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,11 +34,21 @@ __all__ = [
     "shown_planning",
     "shown_progress",
     "size_text",
+    "table_console",
 ]
 
 _FINDINGS_SHOWN = 20
 _BETWEEN = "  |  "
+_ANY_WIDTH = 10_000
 _PLAIN_EVERY_S = 10.0  # between lines where there is no terminal
+
+
+def table_console() -> Console:
+    """Where tables go: as wide as the terminal, and where there is none, with each row in one line."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _ANY_WIDTH
+    return console
 
 
 def audio_time(seconds: float) -> str:
@@ -189,7 +200,7 @@ def shown_progress(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None
 
 def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "segment") -> None:
     """The closing lines of a run that ``did`` something to audio and wrote a number of ``rows``."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console()
     table = Table.grid(padding=(0, 2))
     if summary.num_shards_before == summary.num_shards:
         table.add_row("nothing to do", f"{_number(summary.num_shards, 'shard')} published by earlier runs")
@@ -210,7 +221,7 @@ def show_summary(summary: RunSummary, *, did: str = "transcribed", rows: str = "
 
 def show_status(output: str, status: Status) -> None:
     """What of an output is done, pending and rejected."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console()
     table = Table("", "audio", "shards", "rows", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -231,7 +242,7 @@ def _printable(text: str) -> str:
 
 def show_audit(found: Audit) -> None:
     """The balance of an output, and what is wrong with it."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console()
     table = Table("", "items", "rows", "audio", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"

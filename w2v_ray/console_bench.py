@@ -12,7 +12,7 @@ from rich.text import Text
 
 from w2v_ray import demo
 from w2v_ray.benchmark import BenchReport, StageReport
-from w2v_ray.console import audio_time
+from w2v_ray.console import audio_time, table_console
 from w2v_ray.sizing import Sizing
 
 __all__ = ["show_bench", "show_sizing", "shown_steps"]
@@ -35,7 +35,7 @@ def shown_steps(*, quiet: bool) -> Iterator[Callable[[str], None] | None]:
 
 def show_bench(report: BenchReport, *, path: str, is_kept: bool) -> None:
     """The stages as a table, and what follows from it."""
-    console = _console()
+    console = table_console()
     text = "" if report.decoder == "none" else f", {report.decoder}"
     threads = f", {_count(report.encoder_threads, 'thread')}" if report.encoder_threads else ""
     console.print(
@@ -128,7 +128,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
 
 def show_sizing(sizing: Sizing) -> None:
     """The cluster, what it costs, what limits it, and what all that rests on."""
-    console = _console()
+    console = table_console()
     console.print(f"{sizing.hours:,.12g} h of audio within {_span(sizing.deadline_s)}\n", soft_wrap=True)
     grid = _grid()
     worker = "GPU" if sizing.on_gpu else "machine"
@@ -173,10 +173,6 @@ def _by_work(sizing: Sizing) -> Iterator[tuple[str, float]]:
     for title, names in _WORK.items():
         if cores := sum(sizing.cores_by_stage.get(name, 0.0) for name in names):
             yield (title if title != "encoding" or not sizing.on_gpu else "feeding the GPUs"), cores
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _grid() -> Table:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from w2v_ray.console import audio_time, size_text
+from w2v_ray.console import audio_time, size_text, table_console
 
 if TYPE_CHECKING:
     from w2v_ray.forecast import Forecast, Stage
@@ -19,7 +18,7 @@ __all__ = ["show_forecast"]
 
 def show_forecast(found: Forecast) -> None:
     """Prints the plan of a job."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = table_console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -43,8 +43,8 @@ def make_entry(
 ) -> Entry:
     """The entry of a row, whose further keys become metadata.
 
-    A range is ``offset`` and ``duration``, or ``start`` and ``end``; without either, ``duration`` is the
-    length of the whole file.
+    A range is ``offset`` and ``duration``, or ``start`` and ``end``, or ``offset`` and ``end``; without any,
+    ``duration`` is the length of the whole file.
 
     Args:
         where: The row in words.
@@ -61,7 +61,7 @@ def make_entry(
     start_key = "offset" if row.has("offset") or not (row.has("start") or row.has("end")) else "start"
     start_s = row.seconds(start_key)
     duration_s = row.seconds("duration") or None  # some write 0 for unknown
-    end_s = row.seconds("end") if start_key == "start" else None
+    end_s = row.seconds("end") if start_key == "start" or duration_s is None else None
     used |= {start_key, "offset", "duration"} if end_s is None else {start_key, "end"}
     if end_s is not None:
         if end_s <= (start_s or 0.0):
