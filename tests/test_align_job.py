@@ -85,27 +85,30 @@ def test_the_demo_archive_is_aligned(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """What one job made of three manifests: pairs of words, right and wrong texts, and what is no text."""
+    """What one job made of pairs of words, right and wrong texts, what is no text, and a long recording."""
 
     summary: RunSummary
     rows: dict[str, dict[str, Any]]
     rejects: dict[str, dict[str, Any]]
     spans: dict[str, list[tuple[float, float]]]
-    """Where the words of each pair are."""
+    """Where the words of each pair and of the long recording are."""
+    long_text: list[str]
 
 
 @pytest.fixture(scope="module")
 def aligned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Aligned:
     folder = tmp_path_factory.mktemp("aligned")
-    inputs, spans = [right_and_wrong_texts(folder / "texts.jsonl"), no_texts(folder / "none")], {}
+    long, long_text, long_spans = long_recording(folder / "long")
+    inputs, spans = [right_and_wrong_texts(folder / "texts.jsonl"), no_texts(folder / "none"), long], {}
     with suppress(pytest.skip.Exception):  # without real speech there are no pairs
         pairs, spans = pairs_of_words(folder / "pairs", request.getfixturevalue("shared_data"))
         inputs.append(pairs)
     output = folder / "out"
-    summary = run(AlignConfig(inputs=tuple(inputs), output=str(output), model=MODEL, text_key="said"))
+    settings: dict[str, Any] = {"text_key": "said", "shard_seconds": 10, "max_segment_seconds": 20}
+    summary = run(AlignConfig(inputs=tuple(inputs), output=str(output), model=MODEL, **settings))
     tables = [rows_of(output, table) for table in ("alignments", "rejects")]
     rows, rejects = ({str(row["recording_id"]): row for row in table} for table in tables)
-    return Aligned(summary, rows, rejects, spans)
+    return Aligned(summary, rows, rejects, spans | {"long": long_spans}, long_text)
 
 
 def write_manifest(path: Path, lines: list[dict[str, object]]) -> str:
@@ -168,8 +171,8 @@ def no_texts(folder: Path) -> str:
 
 def test_words_of_two_clips_end_to_end_lie_in_their_clips(shared_data: Path, aligned: Aligned) -> None:
     """Every word is found within 0.1 s of its own."""
-    assert len(aligned.spans) == 6
-    for name, spans in aligned.spans.items():
+    for name in (f"pair {index}" for index in range(6)):
+        spans = aligned.spans[name]
         for word, (start, end) in zip(aligned.rows[name]["words"], spans, strict=True):
             assert start - 0.1 <= word["start_s"] < word["end_s"] <= end + 0.1
 
@@ -187,7 +190,8 @@ def test_wrong_texts_have_a_higher_loss_than_right_ones(aligned: Aligned) -> Non
     assert np.mean([right < wrong for right, wrong in pairs]) > 0.95
 
 
-def test_a_recording_longer_than_a_shard_is_aligned_as_a_whole(tmp_path: Path) -> None:
+def long_recording(folder: Path) -> tuple[str, list[str], list[tuple[float, float]]]:
+    """One of 100 s: the words that are said in it, and when."""
     pieces, said, edges = [], [], []
     rng = np.random.default_rng(5)
     samples, text = clip_with_text("05_")
@@ -196,21 +200,21 @@ def test_a_recording_longer_than_a_shard_is_aligned_as_a_whole(tmp_path: Path) -
         pieces += [samples, 1e-4 * rng.standard_normal(RATE // 2).astype(np.float32)]
         said += text.split()
         edges += [(start, start + len(samples) / RATE)] * len(text.split())
-    soundfile.write(tmp_path / "long.flac", np.concatenate(pieces), RATE)
-    manifest = tmp_path / "long.jsonl"
-    manifest.write_text(json.dumps({"audio_filepath": "long.flac", "text": " ".join(said)}))
-    output = tmp_path / "out"
-    summary = run(
-        AlignConfig(
-            inputs=(str(manifest),), output=str(output), model=MODEL, shard_seconds=10, max_segment_seconds=20
-        )
-    )
-    assert (summary.num_items, summary.num_shards, summary.num_rows) == (1, 1, 1)
-    (row,) = rows_of(output)
-    words = row["words"]
-    assert isinstance(words, list)
-    assert [word["word"] for word in words] == said
-    for word, (start, end) in zip(words, edges, strict=True):
+    folder.mkdir()
+    soundfile.write(folder / "long.flac", np.concatenate(pieces), RATE)
+    lines: list[dict[str, object]] = [
+        {"audio_filepath": "long.flac", "id": "long", "said": " ".join(said)},
+    ]
+    return write_manifest(folder / "long.jsonl", lines), said, edges
+
+
+def test_a_recording_longer_than_a_shard_is_aligned_as_a_whole(aligned: Aligned) -> None:
+    row = aligned.rows["long"]
+    assert [name for name, other in aligned.rows.items() if other["shard_id"] == row["shard_id"]] == ["long"]
+    assert aligned.summary.num_shards > 5
+    assert row["end_s"] - row["start_s"] > 100
+    assert [word["word"] for word in row["words"]] == aligned.long_text
+    for word, (start, end) in zip(row["words"], aligned.spans["long"], strict=True):
         assert start - 0.1 <= word["start_s"] < word["end_s"] <= end + 0.1
 
 
