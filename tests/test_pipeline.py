@@ -256,6 +256,7 @@ def test_new_files_are_planned_and_old_ones_left(
     shutil.copy(first, folder)
     job = JobConfig(inputs=("in",), output="out", model=MODEL)
     assert run(job).num_rows == 1
+    (old,) = rows_of(output)
     shutil.copy(second, folder)
     summary = run(job)
     assert (summary.num_rows, summary.num_shards_before, summary.num_shards) == (1, 1, 2)
