@@ -122,6 +122,18 @@ def test_segments_of_every_length_about_a_window(folder: Path, extra: int, norma
         assert_near(found, in_windows(folder, wave, (40, 6, 4), whole=normalize == "segment"), head)
 
 
+@pytest.mark.parametrize("extra", [1, 319, 399])
+def test_what_is_left_and_too_short_for_a_frame_is_heard_by_the_window_before(
+    folder: Path, extra: int
+) -> None:
+    wave, head = sound(40 * 320 + extra), head_of(folder)
+    (found,) = values_of(made(folder, chunk_length_s=0.8, stride_length_s=0.0)(table_of([wave])), head)
+    (whole,) = values_of(made(folder)(table_of([wave])), head)
+    assert found is not None
+    assert whole is not None
+    assert (found == whole).all()
+
+
 @cache
 def made(folder: Path, **options: Any) -> Encode:
     return stage(folder, **options)

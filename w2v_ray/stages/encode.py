@@ -358,8 +358,8 @@ class Encode:
         windows = list(cut_windows(len(wave), length, left, right))
         if windows[-1].end - windows[-1].start < self._shortest and len(windows) > 1:
             # Less than a frame, so the window before it goes on to the end.
-            before, rest = windows[-2:]
-            windows[-2:] = [Window(before.start, rest.end, before.left, 0)]
+            windows.pop()
+            windows[-1] = Window(windows[-1].start, len(wave), windows[-1].left, 0)
         for window in windows:
             if whole is None:
                 piece = self._input(wave[window.start : window.end])
