@@ -7,13 +7,12 @@ A shard is done when a file holds its rows: ``part-SHARD.parquet``, in the folde
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -144,7 +143,7 @@ def read_footer(path: str, *, is_checked: bool = True) -> Footer:
     """
     try:
         with stores.open_range(path, None, None, block_bytes=_FOOTER_BYTES) as file:
-            found = _metadata(file)
+            found = pq.read_metadata(file).metadata
         if b"w2v_ray.shards" in found:
             summaries = json.loads(found[b"w2v_ray.shards"])
         else:
@@ -161,19 +160,6 @@ def read_footer(path: str, *, is_checked: bool = True) -> Footer:
     if is_checked and named and named[1] not in footer.shards:
         raise OutputError(f"{path!r} holds another shard than its name says; delete it and run again")
     return footer
-
-
-def _metadata(file: BinaryIO) -> dict[bytes, bytes]:
-    """The keys of a footer, read in one piece: Arrow asks a Python file for it bit by bit."""
-    size = file.seek(0, io.SEEK_END)
-    tail = b""
-    needed = _FOOTER_BYTES
-    while len(tail) < min(needed, size):
-        file.seek(size - min(needed, size))
-        tail = file.read(min(needed, size))
-        needed = int.from_bytes(tail[-8:-4], "little") + 8
-    found: dict[bytes, bytes] = pq.read_metadata(pa.BufferReader(tail)).metadata
-    return found
 
 
 def read_shards(
