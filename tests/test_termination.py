@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from w2v_ray.termination import Terminated, deferred_signals, kept_sigterm, taken_sigterm
+
+SAID = b"ended by SIGTERM; what is published stays: run the same command again to go on\n"
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +118,14 @@ def test_what_starts_ray_keeps_the_answer() -> None:
             told()
     with pytest.raises(SystemExit, match="3"), taken_sigterm(), kept_sigterm():
         sys.exit(3)
+
+
+def test_a_command_that_does_not_end_is_left() -> None:
+    script = (
+        "import signal, time; from w2v_ray import termination as t; t._LEAVE_AFTER_S = 0.2\n"
+        "with t.taken_sigterm(), t.deferred_signals():\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    time.sleep(60)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (143, SAID)

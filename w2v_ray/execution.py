@@ -179,7 +179,11 @@ class Run:
     def _watch(self, stop: threading.Event, ending: Ending) -> None:
         next_check = next_sample = time.monotonic()
         while not stop.wait(_POLL_S):
-            told = JobError("it was told to end") if ending.error is not None else self._stalled
+            told = self._stalled
+            if ending.error is not None:
+                told = JobError("it was told to end")
+                if self._record is not None:  # before Ray is asked anything, which may be gone
+                    self._record.end("interrupted")
             if told is not None and _Executors.running:
                 for executor in list(_Executors.running):
                     executor.shutdown(force=True, exception=told)

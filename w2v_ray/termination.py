@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from types import FrameType
 from typing import Any
 
 __all__ = ["Ending", "Terminated", "deferred_signals", "kept_sigterm", "taken_sigterm"]
+
+
+# Schedulers kill after half a minute. A Ray whose own processes were told to end as well may never answer.
+_LEAVE_AFTER_S = 20.0
+_SAID = b"ended by SIGTERM; what is published stays: run the same command again to go on\n"
+_timers: list[threading.Timer] = []
 
 
 class Terminated(KeyboardInterrupt):
@@ -40,9 +47,24 @@ def taken_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        while _timers:
+            _timers.pop().cancel()
+
+
+def _leave_later() -> None:
+    """Ends the process at last, however long what is cleaned up takes."""
+    _timers.append(threading.Timer(_LEAVE_AFTER_S, _leave))
+    _timers[-1].daemon = True
+    _timers[-1].start()
+
+
+def _leave() -> None:
+    os.write(2, _SAID)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    _leave_later()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what ends the run must not be ended by another one
     raise Terminated
 
@@ -80,6 +102,8 @@ def deferred_signals() -> Iterator[Ending]:
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and ending.error is not None:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and not _timers:
+            _leave_later()
         ending.error = ending.error or (Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
 
     for number, handler in known.items():

@@ -124,8 +124,8 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(
     else:
         command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(60) == 143, command.said()
-    assert time.monotonic() - began < 20, "schedulers wait for half a minute before they kill"
-    lines = [line for line in command.said() if " real time" not in line]
+    assert time.monotonic() - began < 25, "schedulers wait for half a minute before they kill"
+    lines = [line for line in command.said() if "  |  " not in line]
     assert len(lines) == 2, lines
     assert "starting workers" in lines[0]
     assert lines[1] == "ended by SIGTERM; what is published stays: run the same command again to go on"
@@ -133,7 +133,6 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(
     record = newest_run(str(tmp_path / "out"))
     assert record is not None
     assert (record["state"], record["error"]) == ("interrupted", None)
-    assert not list((tmp_path / "out").glob("_tmp/*"))
     found = audit(str(tmp_path / "out"))
     assert (found.is_clean, found.num_files > 1, found.num_items_pending > 0) == (True, True, True)
 
@@ -184,7 +183,7 @@ def test_an_error_that_nobody_expected_ends_in_one_sentence(
     command = start("-c", BROKEN, *job)
     assert command.process.wait(240) == 1, command.said()
     *_, last = lines = command.said()
-    assert len([line for line in lines if " real time" not in line and " reject" not in line]) == 2, lines
+    assert len([line for line in lines if "  |  " not in line]) == 2, lines
     assert last.startswith("w2v-ray: the job failed at write_parquet with shard ")
     assert " (RuntimeError: the writer is broken in two lines); what is published stays: see " in last
     assert last.endswith(", mend what is wrong, and run the same command again")
