@@ -220,14 +220,14 @@ def bytes_of_a_batch(encode: Encode, gpu: Gpu, waves: Sequence[Any]) -> int:
 
 def shortened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[float, float]]:
     """Lets the warm-up try seconds where it tries minutes; what it found is in what is returned."""
-    from w2v_ray.stages import batches, encode
+    from w2v_ray.stages import batches
 
-    monkeypatch.setattr(encode, "_TRIAL_S", 0.5)
+    monkeypatch.setattr(batches, "_TRIAL_S", 0.5)
     monkeypatch.setattr(batches, "_FIRST_S", 0.5)
     monkeypatch.setattr(batches, "_MOST_S", 8.0)
     monkeypatch.setattr(batches, "_ENOUGH_GAIN", 0.0)  # times mean nothing here
     found: dict[float, float] = {}
-    choose = encode.choose_budget
+    choose = batches.choose_budget
 
     def choose_seen(measure: Any, *, most_bytes: float) -> float:
         def seen(seconds: float) -> tuple[float, float]:
@@ -237,7 +237,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[float, float
 
         return choose(seen, most_bytes=most_bytes)
 
-    monkeypatch.setattr(encode, "choose_budget", choose_seen)
+    monkeypatch.setattr(batches, "choose_budget", choose_seen)
     return lambda: found
 
 
