@@ -182,9 +182,9 @@ def test_three_nights_from_a_clean_clone_do_only_the_new_work(tmp_path: Path) ->
     assert told["num_rows"] == 6
     assert told["done_s"] == pytest.approx(math.fsum(row["duration_s"] for row in last.values()))
     assert command("audit", str(output)).returncode == 0
-    exported = command("export", str(output), "--format", "jsonl", "--output", str(tmp_path / "rows.jsonl"))
+    exported = command("export", str(output), "--format", "jsonl", "--output", str(tmp_path / "lines"))
     assert exported.returncode == 0, exported.stderr
-    lines = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    lines = map(json.loads, (tmp_path / "lines" / "recordings.jsonl").read_text().splitlines())
     assert {Path(line["uri"]).stem: line["text"] for line in lines} == {
         name: row["text"] for name, row in last.items()
     }
