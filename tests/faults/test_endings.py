@@ -76,7 +76,7 @@ class Command:
         return found
 
     def check_gone(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90  # agents of a Ray whose start was broken off take some time
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert self.processes() == []
@@ -147,9 +147,8 @@ def test_sigterm_while_ray_starts_ends_it_too(
     time.sleep(after_s)
     command.process.send_signal(signal.SIGTERM)
     assert command.process.wait(60) == 143, command.said()
-    assert command.said()[1:] == [
-        "ended by SIGTERM; what is published stays: run the same command again to go on"
-    ]
+    lines = [line for line in command.said() if "  |  " not in line]  # an idle machine has begun by then
+    assert lines[1:] == ["ended by SIGTERM; what is published stays: run the same command again to go on"]
     command.check_gone()
 
 
