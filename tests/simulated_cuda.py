@@ -80,14 +80,14 @@ class Gpu(TorchDispatchMode):
         tensors = [value for value in flat if isinstance(value, torch.Tensor)]
         here = [tensor for tensor in tensors if isinstance(tensor, GpuTensor)]
         name = func.overloadpacket.__name__
-        asked = kwargs.get("device")
+        asked = kwargs.get("device", next((value for value in args if isinstance(value, torch.device)), None))
         to_gpu = bool(here) if asked is None else torch.device(asked).type == "cuda"
         if not here and not to_gpu:
             return func(*args, **kwargs)
         if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
             with self:  # in inference mode these come as they are
                 return func.decompose(*args, **kwargs)
-        if asked is not None:
+        if "device" in kwargs and asked is not None:
             kwargs["device"] = torch.device("cpu")
         if name in _COPIES:
             self._note_copy(name, args, kwargs, to_gpu)
@@ -189,6 +189,9 @@ class _Functions(TorchFunctionMode):
             locked = args[0].clone()
             locked.is_page_locked = True
             return locked
+        if func is torch.Tensor.tolist and isinstance(args[0], GpuTensor):
+            self._gpu.waits["tolist"] += 1
+            return args[0].host.tolist()
         if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0], GpuTensor):
             return self._attend(*args, **kwargs)
         return func(*args, **kwargs)

@@ -186,6 +186,18 @@ def test_the_stage_waits_for_results_alone(folder: Path, options: dict[str, Any]
     assert gpu.calls["cudnn"] == 0
 
 
+def test_padded_batches_have_the_numbers_of_a_cpu(folder: Path) -> None:
+    expected = stage(folder, reference_batch=4)(encoder_cases.table_of(WAVES))
+    with simulated_cuda():
+        encode = stage(folder, device="cuda", reference_batch=4)
+        found = encode(encoder_cases.table_of(WAVES))
+    head = encode._heads.heads[0]
+    assert found["error"].to_pylist() == expected["error"].to_pylist()
+    for ours, wanted in zip(*(encoder_cases.values_of(t, head) for t in (found, expected)), strict=True):
+        assert (ours is None) == (wanted is None)
+        assert ours is None or np.abs(ours - wanted).max() <= 1e-3
+
+
 @pytest.mark.parametrize("family", ["layer", "bert-adapter"])
 def test_all_heads(family: str, tmp_path: Path) -> None:
     heads = encoder_cases.heads_of(tmp_path, family)
