@@ -382,9 +382,10 @@ def test_the_whole_is_measured_on_ray(
 
     monkeypatch.setattr(whole, "_WORK_S", 1.0)
     job = JobConfig(inputs=demo.INPUTS, output="x", model=str(tiny_checkpoint), device="cpu")
-    found = run_bench(job, seconds=20).whole
+    report = run_bench(job, seconds=20)
+    found = report.whole
     assert found is not None
-    assert found.audio_s > 20
+    assert found.audio_s >= 0.9 * report.expected_rate  # as much as should take so long, in whole recordings
     assert found.num_shards >= 2
     assert 0 < found.startup_s < found.wall_s
     assert found.rate > 0
