@@ -37,6 +37,7 @@ BIN = Path(sys.executable).parent
 OF_THE_MACHINE = {"open files", "shared memory", "ray folder", "memory", "gpu"}
 BROKEN = "broken.wav"
 HEAD = "http://head:8265"
+FORWARDED = "http://localhost:8265"  # to it, by `ray dashboard`
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_what_a_page_shows_runs_in_a_shell(page: str, folder: Path, request: pyt
     place_own(page, folder)
     names: dict[str, str] = {}
     if any(HEAD in s.text for s in CODE if s.page == page):
-        names[HEAD] = request.getfixturevalue("job_server")
+        names[HEAD] = names[FORWARDED] = request.getfixturevalue("job_server")
     variables = given(Path(page).name) | {"__name__": "__main__"}
     for snippet in CODE:
         if snippet.page != page:
