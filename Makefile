@@ -45,7 +45,7 @@ test: setup ## the whole test suite, without what needs a GPU or is in `make slo
 	$(BIN)/python -m compileall -q w2v_ray # for the hundreds of processes it starts, where they may not write bytecode
 	$(BIN)/pytest
 
-slow: setup ## the tests that take too long for every change: both recipes of the demo, the jobs of the documentation, three nights, ten million trials
+slow: setup ## what takes too long for every change (an hour): all commands of the documentation, clusters, three nights, the recipes of the demo
 	$(BIN)/pytest -m slow
 
 check: setup ## lint, format, types and import direction
