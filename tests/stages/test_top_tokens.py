@@ -21,6 +21,7 @@ from w2v_ray.schema import DECODED, DECODED_TEXT, ERROR, TOP_TOKENS, error_value
 from w2v_ray.stages import DecodeText, DecodeTextConfig, Encode, EncodeConfig
 from w2v_ray.stages.emissions import emission_of
 from w2v_ray.stages.keep_log_probs import KeepLogProbs
+from w2v_ray.text.search import SearchOptions
 from w2v_ray.text.tokenizer import Wav2Vec2CTCTokenizer
 
 SIZE = 1_100
@@ -144,6 +145,9 @@ def test_a_job_hands_on_what_its_decoder_needs() -> None:
 
     assert job().top_tokens == 256
     assert job(beam_width=50).top_tokens == 256
+    least = SearchOptions().token_min_logp
+    assert job(beam_width=50, token_min_logp=least).top_tokens == 256
+    assert np.exp(-least) < 256  # so many tokens at most are as likely as a search asks for
     assert job(beam_width=50, token_min_logp=-8.0).top_tokens is None
     assert job(keep_log_probs=8).top_tokens == 256
     assert job(keep_log_probs=300).top_tokens is None

@@ -214,7 +214,11 @@ class Encode:
             if self._before is not None:
                 self._before(rows)
             ahead = todo[: self._num_next([len(waves[row]) for row in todo])]
-            self._ahead = [waves[row] for row in ahead if self._window_for(waves[row]) is None]
+            self._ahead = [
+                wave
+                for wave in map(waves.__getitem__, ahead)
+                if len(wave) >= self._shortest and self._window_for(wave) is None
+            ]
             batch = [waves[row] for row in rows]
             yield from zip(rows, self._encode(batch), strict=True)
             self._count(batch)
@@ -326,11 +330,10 @@ class Encode:
     def _make_ready(self) -> None:
         """Makes what the next batch hears, on a GPU; where that fails, it is told when its turn comes."""
         for wave in self._ahead if self._is_cuda else ():
-            if self._window_for(wave) is None:
-                try:
-                    self._ready[id(wave)] = self._input(wave)
-                except Exception:
-                    return
+            try:
+                self._ready[id(wave)] = self._input(wave)
+            except Exception:
+                return
 
     def _encode_padded(self, waves: Sequence[np.ndarray], num_samples: int) -> list[PackedOutput]:
         features = self._extract(
